@@ -1,0 +1,1 @@
+"""The transformer, its pretrained weights and its generation."""

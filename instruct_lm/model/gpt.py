@@ -1,0 +1,317 @@
+"""One decoder-only transformer: GPT-2 or Llama-style, by configuration.
+
+Shapes in comments: B rows, L tokens a row, T tokens of a packed batch, C = n_embd, H = n_head, K = n_kv_head,
+D = head_dim, V = vocab_size. Linear layers see tokens of any leading shape, (B, L) or (T,); only attention knows rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from instruct_lm.model.packing import Pack, Packing, Unpack
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and choices of a transformer; the defaults are GPT-2 124M.
+
+    Args:
+        vocab_size: number of token ids.
+        block_size: longest sequence in tokens.
+        n_layer, n_head, n_embd: blocks, attention heads and hidden width.
+        n_kv_head: heads of keys and values, each shared by ``n_head / n_kv_head`` query heads; None: ``n_head``.
+        n_inner: width of the MLP; None: ``4 * n_embd``.
+        norm: ``layernorm`` or ``rmsnorm``.
+        norm_eps: added to the variance.
+        position: ``learned`` (GPT-2) or ``rotary`` (Llama).
+        rope_base: base of the rotary frequencies.
+        activation: ``gelu`` (tanh form, as GPT-2's) or ``swiglu``.
+        bias: whether linear layers have one.
+        dropout: probability, on embeddings, attention and residual branches.
+
+    Raises:
+        ValueError: sizes that do not divide, or an unknown choice.
+    """
+
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_kv_head: int | None = None
+    n_inner: int | None = None
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    position: str = "learned"
+    rope_base: float = 10000.0
+    activation: str = "gelu"
+    bias: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head or self.n_head % self.kv_heads:
+            raise ValueError(
+                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, and n_head of n_kv_head={self.kv_heads}"
+            )
+        for name, choices in (
+            ("norm", ("layernorm", "rmsnorm")),
+            ("position", ("learned", "rotary")),
+            ("activation", ("gelu", "swiglu")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner(self) -> int:
+        """Width of the MLP."""
+        return self.n_inner or 4 * self.n_embd
+
+
+class KVCache:
+    """Keys and values of every layer for B rows of at most ``capacity`` tokens, right-padded.
+
+    Attributes:
+        keys, values: one (B, K, capacity, D) tensor a layer.
+        lengths: int64 (B,); tokens held by each row.
+    """
+
+    def __init__(
+        self, config: GPTConfig, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        shape = (batch_size, config.kv_heads, capacity, config.head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these. ``rows``: int64 (b,)."""
+        longest = int(self.lengths[rows].max())
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                kept = tensor.new_empty((len(rows), *tensor.shape[1:]))
+                torch.index_select(tensor[:, :, :longest], 0, rows, out=kept[:, :, :longest])
+                tensors[layer] = kept
+        self.lengths = self.lengths[rows]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (https://arxiv.org/abs/2104.09864) on halves, the order of Hugging Face's Llama.
+
+    Args:
+        x: (..., heads, D).
+        cos, sin: (..., 1, D / 2).
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention with grouped queries; each token sees itself and what came before it in its row."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
+        self.qkv = nn.Linear(
+            config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias
+        )
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        packing: Packing | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(..., C) → (..., C). With ``mask`` (decoding), one new token a row attends to the cache."""
+        n_rotated = self.n_head + self.n_kv_head
+        qkv = self.qkv(x)
+        if rope is not None:
+            heads = qkv.unflatten(-1, (-1, self.head_dim))  # (..., H + 2K, D)
+            heads = torch.cat((rotate(heads[..., :n_rotated, :], *rope), heads[..., n_rotated:, :]), dim=-2)
+            qkv = heads.flatten(-2)
+        if packing is not None:
+            qkv = Unpack.apply(qkv, packing)
+        heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, L, D)
+        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
+        if cache is not None:
+            k, v = _remember(cache, layer, k, v, mask)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )
+        y = y.transpose(1, 2).flatten(2)  # (B, L, C)
+        if packing is not None:
+            y = Pack.apply(y, packing)
+        return self.proj(y)
+
+
+def _remember(cache: KVCache, layer: int, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    keys, values = cache.keys[layer], cache.values[layer]
+    if mask is None:  # prefill: each row from its start
+        keys[:, :, : k.shape[2]] = k
+        values[:, :, : v.shape[2]] = v
+        return k, v
+    rows = torch.arange(len(cache.lengths), device=k.device)
+    keys[rows, :, cache.lengths] = k[:, :, 0]
+    values[rows, :, cache.lengths] = v[:, :, 0]
+    return keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them, or SwiGLU (https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        self.fc = nn.Linear(config.n_embd, config.inner * (2 if self.gated else 1), bias=config.bias)
+        self.proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C)."""
+        x = self.fc(x)
+        if self.gated:
+            gate, up = x.chunk(2, dim=-1)
+            return self.proj(F.silu(gate) * up)
+        return self.proj(F.gelu(x, approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = _norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = _norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, **attention: Any) -> Tensor:
+        """(..., C) → (..., C)."""
+        x = x + self.dropout(self.attn(self.ln_1(x), **attention))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+def _norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+
+
+class GPT(nn.Module):
+    """Token ids to logits; the output head is the token embedding (tied).
+
+    Example:
+        >>> model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32))
+        >>> model(torch.zeros(3, 5, dtype=torch.long)).shape
+        torch.Size([3, 5, 257])
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = _norm(config)
+
+    def init_weights(self, seed: int) -> GPT:
+        """Fill the weights as GPT-2 did: N(0, 0.02), residual projections by 1 / sqrt(2 n_layer) smaller."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith("proj.weight")
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+            else:
+                nn.init.constant_(parameter, 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
+        return self
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C), the matrix that turns hidden states into logits."""
+        return self.wte.weight
+
+    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
+        """Logits (..., V) of int64 ids (B, L), or (T,) with a ``packing``; arguments as for `hidden_states`."""
+        return F.linear(self.hidden_states(input_ids, **context), self.head_weight)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        packing: Packing | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Final hidden states, after the last norm.
+
+        Args:
+            input_ids: int64, (B, L) right-padded rows, or (T,) packed. Padding needs no mask: it follows the tokens.
+            position_ids: int64, shaped like ``input_ids``; None: 0, 1, 2, … along the last dimension.
+            packing: the rows of a packed sequence.
+            cache: an empty cache to fill with the keys and values of the rows (prefill). The caller sets
+                ``cache.lengths``, which padded rows do not show.
+
+        Returns:
+            (..., C) in the dtype of the weights.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
+        return self._blocks(input_ids, position_ids, packing=packing, cache=cache)
+
+    def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states (B, C) of one more token a row, int64 (B,); the cache grows by it."""
+        columns = torch.arange(int(cache.lengths.max()) + 1, device=input_ids.device)
+        mask = (columns <= cache.lengths[:, None])[:, None, None]  # (B, 1, 1, longest)
+        hidden = self._blocks(input_ids[:, None], cache.lengths[:, None], cache=cache, mask=mask)
+        cache.lengths += 1
+        return hidden[:, 0]
+
+    def _blocks(self, input_ids: Tensor, position_ids: Tensor, **context: Any) -> Tensor:
+        x = self.wte(input_ids)
+        rope = None
+        if self.wpe is not None:
+            x = x + self.wpe(position_ids)
+        else:
+            rope = self._rope(position_ids, x.dtype)
+        x = self.dropout(x)
+        for layer, block in enumerate(self.h):
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, rope=rope, layer=layer, **context)
+            else:
+                x = block(x, rope=rope, layer=layer, **context)
+        return self.ln_f(x)
+
+    def _rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        dims = torch.arange(0, self.config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
+        inverse_frequency = self.config.rope_base ** (-dims / self.config.head_dim)
+        angles = (position_ids[..., None].float() * inverse_frequency)[..., None, :]  # (..., 1, D / 2)
+        return angles.cos().to(dtype), angles.sin().to(dtype)

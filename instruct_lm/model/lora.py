@@ -1,0 +1,74 @@
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685): the weights stay, a product of two thin matrices is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instruct_lm.model.gpt import GPT
+
+TARGETS = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus ``alpha / rank · B A``; B starts at 0, so training starts at the pretrained model.
+
+    Args:
+        linear: the layer to adapt; its parameters are frozen.
+        rank: inner width of the product.
+        alpha: scale.
+        dropout: probability, on the input of the adapter.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        device = linear.weight.device
+        self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
+        self.scale = alpha / rank
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features)."""
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
+        return self.linear(x) + F.linear(low, self.lora_b * self.scale)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """The layer with the adapter added to its weights."""
+        self.linear.weight += (self.scale * self.lora_b @ self.lora_a).to(self.linear.weight.dtype)
+        return self.linear
+
+
+def add_lora(model: GPT, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = TARGETS) -> GPT:
+    """Freeze the model and give its linear layers adapters, in place.
+
+    Args:
+        targets: which layers of each block, by name; see `TARGETS`.
+
+    Raises:
+        ValueError: a target that is none.
+    """
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise ValueError(f"lora.targets={unknown} are no layers of a block: choose among {', '.join(TARGETS)}")
+    model.requires_grad_(False)
+    for block in model.h:
+        for target in targets:
+            parent, name = target.split(".")
+            module = getattr(block, parent)
+            setattr(module, name, LoRALinear(getattr(module, name), rank, alpha, dropout))
+    return model
+
+
+def merge_lora(model: GPT) -> GPT:
+    """Fold the adapters into the weights, in place: afterwards it is a plain model again."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoRALinear):
+                setattr(module, name, child.merge())
+    return model
