@@ -1,0 +1,1 @@
+"""The loss and the Lightning module that minimises it."""

@@ -1,0 +1,181 @@
+"""What happens around the steps: answers while training, throughput and memory, checkpoints that survive anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import psutil
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from instruct_lm.data.batching import Batch
+from instruct_lm.data.prompts import Example
+
+log = logging.getLogger(__name__)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: by the process (resident set) on a CPU, by torch on an accelerator."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes held now, measured like `peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+class Throughput(Callback):
+    """Logs ``train/tokens_per_second`` (tokens of the examples, without padding) and ``train/memory_gb``."""
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds = 0, 0.0
+        self._tokens, self._since = 0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Start the clock of a step; validation and checkpoints between steps do not count."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the rate of this micro-batch."""
+        seconds = time.perf_counter() - self._since
+        self.tokens, self.seconds = self.tokens + batch.n_tokens, self.seconds + seconds
+        module.log("train/tokens_per_second", batch.n_tokens / seconds)
+        module.log("tokens/s", self.tokens / self.seconds, prog_bar=True, logger=False)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            module.log("train/memory_gb", memory_now(module.device) / 1e9)
+
+
+class SampleResponses(Callback):
+    """Writes the answers to a few fixed instructions to TensorBoard, before training and at each validation.
+
+    Args:
+        examples: the instructions, shown beside their reference answers.
+        answer: makes the answers of the current model.
+    """
+
+    def __init__(self, examples: Sequence[Example], answer: Callable[[Sequence[Example]], list[str]]) -> None:
+        self.examples, self.answer = examples, answer
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Answer and log."""
+        if not trainer.is_global_zero or trainer.sanity_checking or trainer.logger is None or not self.examples:
+            return
+        rows = ["| instruction | reference | response |", "|---|---|---|"]
+        for example, response in zip(self.examples, self.answer(self.examples), strict=True):
+            question = f"{example.instruction} {example.input}".strip()
+            rows.append("| " + " | ".join(_cell(text) for text in (question, example.output, response)) + " |")
+        trainer.logger.experiment.add_text("responses", "\n".join(rows), trainer.global_step)  # type: ignore[attr-defined]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+class StopAfter(Callback):
+    """Ends training after ``max_steps`` optimizer steps, with the validation that Lightning's own limit leaves out."""
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Ask for the end."""
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: a reader sees the old file or the new one, never a part.
+
+    Lightning's own writer fills a buffer in memory first, which doubles the size of the run.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write, sync and move."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class SaveLast(Callback):
+    """Keeps a checkpoint with all that a resume needs: after each epoch, every few minutes, and when asked to stop.
+
+    The first SIGINT (Ctrl-C) or SIGTERM ends training after the step under way, with a checkpoint; a second one at once.
+
+    Args:
+        path: of the checkpoint.
+        every_seconds: longest time between checkpoints.
+    """
+
+    def __init__(self, path: Path, every_seconds: float = 600.0) -> None:
+        self.path, self.every_seconds = path, every_seconds
+        self.stop_requested = False
+        self._saved_at = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Take over the signals."""
+        self._saved_at = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._request_stop)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        self._restore()
+        print("\nStopping after this step and saving a checkpoint; once more to stop at once.", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save between optimizer steps of an epoch; its last step is saved with the epoch."""
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = time.monotonic() - self._saved_at >= self.every_seconds
+        if between_steps and (due or self.stop_requested) and batch_idx + 1 < trainer.num_training_batches:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save after each epoch."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
+        if self.stop_requested:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()

@@ -1,0 +1,76 @@
+"""Token-weighted cross entropy as a ratio of sums, computed in pieces so that no full logit matrix is ever held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_SIZE = 256
+"""Targets whose logits are held at once: 51 MB for GPT-2's vocabulary in fp32."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients are made in the forward pass, while the logits are at hand (the idea of Liger Kernel)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, target_ids: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        head_grad = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        losses = hidden.new_empty(len(target_ids), dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            matrix = head.to(dtype)
+            for start in range(0, len(target_ids), CHUNK_SIZE):
+                piece = slice(start, start + CHUNK_SIZE)
+                inputs, targets = hidden[piece].to(dtype), target_ids[piece, None]
+                logits = F.linear(inputs, matrix).float()  # (chunk, V)
+                picked = logits.gather(1, targets)
+                logsumexp = logits.logsumexp(1, keepdim=True)
+                losses[piece] = (logsumexp - picked)[:, 0]
+                if hidden_grad is None and head_grad is None:
+                    continue
+                # d(w · nll) / d(logits) = w · (softmax − one-hot)
+                weight = weights[piece, None]
+                grad = logits.sub_(logsumexp).exp_().mul_(weight)
+                grad = grad.scatter_add_(1, targets, -weight).to(dtype)
+                if hidden_grad is not None:
+                    hidden_grad[piece] = grad @ matrix
+                if head_grad is not None:
+                    _accumulate(head_grad, grad.T, inputs, first=start == 0)
+        ctx.grads = hidden_grad, head_grad
+        ctx.mark_non_differentiable(losses)
+        return (weights * losses).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(g if g is None else g.mul_(grad) for g in ctx.grads), None, None)
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total.add_(left @ right)
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, target_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the negative log likelihoods of targets, without holding their logits.
+
+    Args:
+        hidden: float (M, C); hidden states of the positions whose prediction counts.
+        head: float (V, C); logits are ``hidden @ head.T``.
+        target_ids: int64 (M,).
+        weights: float32 (M,).
+
+    Returns:
+        Σ w · nll in nats, a float32 scalar with gradients to ``hidden`` and ``head``; and the M single nll, without.
+    """
+    return _LinearCrossEntropy.apply(hidden, head, target_ids, weights)

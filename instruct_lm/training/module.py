@@ -1,0 +1,156 @@
+"""The LightningModule: one token-weighted loss for every mask, layout and accumulation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from instruct_lm.data.batching import Batch
+from instruct_lm.model.gpt import GPT
+from instruct_lm.training.loss import linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: on matrices only; biases and norms do not decay.
+        beta1, beta2, eps: Adam's.
+        warmup_steps: optimizer steps over which the rate rises linearly from 0.
+        schedule: ``constant`` after the warmup, or ``cosine`` down to 0 at the last step.
+    """
+
+    lr: float = 5e-5
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    schedule: str = "constant"
+
+    def factor(self, step: int, total_steps: float) -> float:
+        """Share of the peak rate at optimizer step ``step``, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class InstructionTuner(pl.LightningModule):
+    """Minimises Σ w · nll / Σ w, the sums over a whole optimizer step: micro-batches and ranks included.
+
+    Logs ``train/loss``, ``train/grad_norm`` and ``train/lr`` each step; ``val/loss`` (the run's own weights) and
+    ``val/response_loss`` (response and end token only, comparable between masks), in nats a token over the whole split.
+
+    Args:
+        model: maps token ids to logits.
+        optimizer: AdamW's settings.
+        config: plain containers, kept in the checkpoints.
+    """
+
+    def __init__(
+        self, model: GPT, optimizer: OptimizerSettings = OptimizerSettings(), config: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = optimizer
+        self.config = config or {}
+        self._train_sums = torch.zeros(2, dtype=torch.float64)  # Σ w·nll, Σ w of the step under way
+        self._val_sums = torch.zeros(4, dtype=torch.float64)  # the same, then for the response alone
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Σ w · nll of a batch, a scalar with gradients, and the nll (M,) of its targets, without."""
+        hidden = self.model.hidden_states(batch.input_ids, batch.position_ids, packing=batch.packing)
+        hidden = hidden.flatten(0, -2).index_select(0, batch.target_positions)  # (M, C)
+        return linear_cross_entropy(hidden, self.model.head_weight, batch.target_ids, batch.target_weights)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The share of this micro-batch in the step's loss.
+
+        Raises:
+            ValueError: the step has no weight to divide by.
+        """
+        total, _ = self.losses(batch)
+        step_weight = float(batch.target_weights.sum()) if batch.step_weight is None else batch.step_weight
+        if not step_weight > 0:
+            raise ValueError(f"no token of this step counts in the loss: entries {list(batch.entries)}")
+        self._train_sums += torch.tensor([float(total.detach()), float(batch.target_weights.sum())], dtype=torch.float64)
+        # Lightning divides by the accumulated batches and DDP by the ranks; the step's own weight is the divisor here.
+        return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / step_weight)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log what the step under way has seen."""
+        weighted, weight = self._reduce(self._train_sums).tolist()
+        self._train_sums.zero_()
+        self.log("train/loss", weighted / weight, prog_bar=True)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._val_sums.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the sums."""
+        _, nll = self.losses(batch)
+        for i, weights in enumerate((batch.target_weights, batch.response_weights)):
+            self._val_sums[2 * i] += float((weights * nll).sum(dtype=torch.float64))
+            self._val_sums[2 * i + 1] += float(weights.sum(dtype=torch.float64))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses as ratios of sums over the split."""
+        weighted, weight, response, count = self._reduce(self._val_sums).tolist()
+        self.log("val/loss", weighted / weight, prog_bar=True)
+        self.log("val/response_loss", response / count, prog_bar=True)
+        self.log("val/perplexity", math.exp(weighted / weight))
+        self.log("val/response_perplexity", math.exp(response / count))
+
+    def _reduce(self, sums: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return sums
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return self.trainer.strategy.reduce(sums.to(self.device, dtype), reduce_op="sum").cpu()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with decay on matrices only, and its schedule by optimizer step."""
+        settings = self.settings
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        # Lightning cannot clip what a fused optimizer unscales itself.
+        mixed = str(self.trainer.precision).endswith("mixed")
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=not (mixed and self.trainer.gradient_clip_val),
+        )
+        total_steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the gradients' memory from step to step: on a CPU, fresh pages cost more than zeros."""
+        optimizer.zero_grad(set_to_none=self.device.type != "cpu")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration beside the weights."""
+        checkpoint["config"] = self.config
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch."""
+        return batch.to(device)
