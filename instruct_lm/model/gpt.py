@@ -96,8 +96,9 @@ class KVCache:
         self, config: GPTConfig, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (batch_size, config.kv_heads, capacity, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        # Zeros, for a masked value still counts as 0 times itself.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def keep(self, rows: Tensor) -> None:
@@ -105,9 +106,9 @@ class KVCache:
         longest = int(self.lengths[rows].max())
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
-                kept = tensor.new_empty((len(rows), *tensor.shape[1:]))
-                torch.index_select(tensor[:, :, :longest], 0, rows, out=kept[:, :, :longest])
-                tensors[layer] = kept
+                kept = tensor[:, :, :longest].index_select(0, rows)
+                tensors[layer] = tensor[: len(rows)]
+                tensors[layer][:, :, :longest] = kept
         self.lengths = self.lengths[rows]
 
 

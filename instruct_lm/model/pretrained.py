@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,7 +183,7 @@ class _GGUF(_Checkpoint):
         from gguf import dequantize
 
         tensor = self.tensors[name]
-        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+        return torch.from_numpy(np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W"))
 
 
 def _open(path: Path) -> _Checkpoint:
