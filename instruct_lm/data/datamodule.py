@@ -268,6 +268,11 @@ class InstructionDataModule(pl.LightningDataModule):
             )  # fmt: skip
         return BatchDataset(encoded, self.prompt_loss_weight, self.mask_header, self.layout)
 
+    def steps_per_epoch(self, world_size: int = 1) -> int:
+        """Optimizer steps of an epoch on that many processes."""
+        full, rest = divmod(len(self.train.encoded), self.batch_size * self.accumulate * world_size)
+        return max(1, full + (rest >= world_size))
+
     def train_dataloader(self) -> StepLoader:
         """Micro-batches of the training split, in a new order each epoch."""
         return self._loader(self.train, self.accumulate, shuffle=True)

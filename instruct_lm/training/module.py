@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,13 +36,13 @@ class OptimizerSettings:
     warmup_steps: int = 0
     schedule: str = "constant"
 
-    def factor(self, step: int, total_steps: float) -> float:
+    def factor(self, step: int, total_steps: int) -> float:
         """Share of the peak rate at optimizer step ``step``, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return 1.0
-        progress = (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -54,16 +55,23 @@ class InstructionTuner(pl.LightningModule):
     Args:
         model: maps token ids to logits.
         optimizer: AdamW's settings.
+        total_steps: optimizer steps that the schedule is for.
         config: plain containers, kept in the checkpoints.
     """
 
     def __init__(
-        self, model: GPT, optimizer: OptimizerSettings = OptimizerSettings(), config: dict[str, Any] | None = None
+        self,
+        model: GPT,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  (frozen)
+        total_steps: int = 0,
+        config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.settings = optimizer
+        self.total_steps = total_steps
         self.config = config or {}
+        self._rng_states: tuple[Tensor | None, Tensor | None] = (None, None)
         self._train_sums = torch.zeros(2, dtype=torch.float64)  # Σ w·nll, Σ w of the step under way
         self._val_sums = torch.zeros(4, dtype=torch.float64)  # the same, then for the response alone
 
@@ -139,8 +147,8 @@ class InstructionTuner(pl.LightningModule):
             eps=settings.eps,
             fused=not (mixed and self.trainer.gradient_clip_val),
         )
-        total_steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total_steps))
+        factor = partial(settings.factor, total_steps=self.total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -148,9 +156,20 @@ class InstructionTuner(pl.LightningModule):
         optimizer.zero_grad(set_to_none=self.device.type != "cpu")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration beside the weights."""
+        """Keep the configuration beside the weights, and the state of the random numbers (dropout)."""
         checkpoint["config"] = self.config
+        checkpoint["rng_state"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state(self.device)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch."""
-        return batch.to(device)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the random numbers' state for the first step."""
+        self._rng_states = checkpoint.get("rng_state"), checkpoint.get("cuda_rng_state")
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the checkpoint, if there is one."""
+        cpu_state, cuda_state = self._rng_states
+        if cpu_state is not None:
+            torch.set_rng_state(cpu_state)
+        if cuda_state is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda_state, self.device)

@@ -98,6 +98,12 @@ def build_trainer(
     )
 
 
+def planned_steps(settings: Mapping[str, Any], steps_per_epoch: int) -> int:
+    """Optimizer steps until the first of the trainer's two limits."""
+    limits = [settings["max_steps"], settings["max_epochs"] and settings["max_epochs"] * steps_per_epoch]
+    return min(limit for limit in limits if limit is not None)
+
+
 def fit(
     trainer: pl.Trainer, module: InstructionTuner, data: InstructionDataModule, output_dir: Path, resume: bool
 ) -> tuple[Metrics, Metrics]:

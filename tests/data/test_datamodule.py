@@ -1,0 +1,115 @@
+"""The plan of an epoch, and the data module on real files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instruct_lm.data.datamodule import InstructionDataModule, StepSampler
+from instruct_lm.data.prompts import ALPACA
+from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.errors import InputError
+
+
+def samplers(n: int, world_size: int, **settings: object) -> list[StepSampler]:
+    lengths, weights = np.arange(1, n + 1) * 7 % 23, np.arange(1.0, n + 1)
+    return [StepSampler(lengths, weights, rank=r, world_size=world_size, **settings) for r in range(world_size)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 8), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_every_row_is_seen_once_and_every_step_knows_its_weight(
+    n: int, batch_size: int, accumulate: int, world_size: int, group: bool
+) -> None:
+    if n < world_size:
+        return
+    settings = {"batch_size": batch_size, "accumulate": accumulate, "group_by_length": group}
+    ranks = [list(sampler) for sampler in samplers(n, world_size, **settings)]
+    assert {len(rank) for rank in ranks} == {len(samplers(n, world_size, **settings)[0])}
+    assert sorted(row for rank in ranks for micro in rank for row in micro.rows) == list(range(n))
+    for start in range(0, len(ranks[0]), accumulate):  # as Lightning counts: the last step may have fewer
+        step = [micro for rank in ranks for micro in rank[start : start + accumulate]]
+        weight = sum(row + 1.0 for micro in step for row in micro.rows)
+        assert all(micro.rows for micro in step)
+        assert [micro.step_weight for micro in step] == [weight] * len(step)
+
+
+def test_grouping_within_a_step_does_not_change_which_rows_share_it() -> None:
+    (one,), (four,) = samplers(64, 1, batch_size=16), samplers(64, 1, batch_size=4, accumulate=4)
+    together = [sorted(micro.rows) for micro in one]
+    micros = list(four)
+    assert [sorted(sum((m.rows for m in micros[i : i + 4]), [])) for i in range(0, 16, 4)] == together
+    first = [four.lengths[m.rows] for m in micros[:4]]
+    assert all(a.min() >= b.max() for a, b in zip(first, first[1:], strict=False))
+
+
+def test_each_epoch_has_its_own_order_and_each_seed_its_own() -> None:
+    (a,), (b,) = samplers(40, 1, batch_size=4, seed=1), samplers(40, 1, batch_size=4, seed=2)
+    first = [m.rows for m in a]
+    assert [m.rows for m in a] == first
+    assert [m.rows for m in b] != first
+    a.set_epoch(1)
+    assert [m.rows for m in a] != first
+
+
+def test_an_epoch_goes_on_where_it_stopped() -> None:
+    (sampler,) = samplers(40, 1, batch_size=4)
+    whole = list(sampler)
+    sampler.start = 3
+    assert list(sampler) == whole[3:]
+    assert list(sampler) == whole  # the next epoch starts at its beginning
+
+
+def test_a_step_without_weight_names_its_rows() -> None:
+    sampler = StepSampler(np.ones(6, int), np.array([1, 1, 1, 0, 0, 1.0]), batch_size=2, shuffle=False, seed=0)
+    sampler.weights[:] = 0
+    with pytest.raises(InputError, match=r"entries are \[0, 1\]"):
+        next(iter(sampler))
+
+
+def entries(n: int) -> list[dict[str, str]]:
+    return [{"instruction": f"Say {i}.", "input": "", "output": f"{i}, of course."} for i in range(n)]
+
+
+def data_module(path: Path, **settings: object) -> InstructionDataModule:
+    return InstructionDataModule(path, load_tokenizer("bytes"), ALPACA, 512, **settings)
+
+
+def test_the_weight_of_a_step_is_that_of_its_batches(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(entries(40)))
+    for weight, mask_header in ((1.0, False), (0.0, False), (0.1, True)):
+        data = data_module(path, prompt_loss_weight=weight, mask_header=mask_header, batch_size=3, accumulate=2)
+        data.setup()
+        batches = list(data.train_dataloader())
+        assert len(batches) == 12  # 34 entries: 5 steps of 2 x 3, then 4 in 2 x 2
+        for i in range(0, 12, 2):
+            total = sum(float(batch.target_weights.sum()) for batch in batches[i : i + 2])
+            assert [batch.step_weight for batch in batches[i : i + 2]] == pytest.approx([total] * 2, rel=1e-6)
+
+
+def test_the_loader_keeps_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(entries(40)))
+    data = data_module(path, batch_size=4)
+    data.setup()
+    loader = data.train_dataloader()
+    whole = [batch.entries for batch in loader]
+    assert loader.state_dict() == {"done": 0}  # the epoch is over
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    other = data.train_dataloader()
+    other.load_state_dict(loader.state_dict())
+    assert [batch.entries for batch in other] == whole[3:]
+
+
+def test_the_real_entries_are_split_as_in_the_book(shared_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    data = data_module(shared_dir / "data" / "instruction-data.json")
+    data.setup()
+    assert [len(part) for part in data.splits] == [935, 110, 55]
+    assert "1100 entries: train 935, test 110, validation 55" in caplog.text

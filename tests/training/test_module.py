@@ -1,0 +1,203 @@
+"""What a training run computes: the same step by layout, accumulation and interruption."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.nn import functional as F
+
+from instruct_lm.data.datamodule import InstructionDataModule
+from instruct_lm.data.prompts import ALPACA
+from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.training.callbacks import AtomicCheckpointIO, SaveLast
+from instruct_lm.training.module import InstructionTuner, OptimizerSettings
+
+ARCHITECTURES = {
+    "gpt2": {},
+    "llama": {"n_kv_head": 1, "norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False},
+}
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.json"
+    entries = [{"instruction": f"Say {'very ' * (i % 5)}{i}.", "input": "so" * (i % 3), "output": f"{i * i}!"} for i in range(60)]
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def build(data_file: Path, architecture: str = "gpt2", lr: float = 1e-3, **data: object) -> tuple[InstructionTuner, InstructionDataModule]:
+    config = GPTConfig(vocab_size=257, block_size=256, n_layer=2, n_head=2, n_embd=16, **ARCHITECTURES[architecture])
+    module = InstructionTuner(GPT(config).init_weights(1), OptimizerSettings(lr=lr))
+    settings = {"batch_size": 6, "seed": 5, **data}
+    return module, InstructionDataModule(data_file, load_tokenizer("bytes"), ALPACA, 256, **settings)
+
+
+def trainer(folder: Path, *callbacks: pl.Callback, **settings: object) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, **settings,
+    )  # fmt: skip
+
+
+class Recorder(pl.Callback):
+    """Losses and gradients of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.grads: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: object) -> None:
+        self.grads.append({name: p.grad.clone() for name, p in module.named_parameters()})
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]) if "train/loss" in trainer.callback_metrics else 0.0)
+
+
+def run(data_file: Path, folder: Path, architecture: str = "gpt2", max_steps: int = 3, **data: object) -> Recorder:
+    recorder = Recorder()
+    module, datamodule = build(data_file, architecture, **data)
+    trainer(folder, recorder, max_steps=max_steps, accumulate_grad_batches=data.get("accumulate", 1), limit_val_batches=0).fit(
+        module, datamodule
+    )
+    return recorder
+
+
+def assert_same_gradients(one: Recorder, other: Recorder) -> None:
+    assert len(one.grads) == len(other.grads) > 0
+    for ours, theirs in zip(one.grads, other.grads, strict=True):
+        for name, grad in ours.items():
+            torch.testing.assert_close(grad, theirs[name], rtol=2e-3, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("weight", [1.0, 0.0, 0.1])
+@pytest.mark.parametrize("mask_header", [False, True])
+def test_packed_and_padded_steps_have_the_same_gradients(
+    data_file: Path, tmp_path: Path, architecture: str, weight: float, mask_header: bool
+) -> None:
+    settings = {"prompt_loss_weight": weight, "mask_header": mask_header}
+    packed = run(data_file, tmp_path, architecture, layout="packed", **settings)
+    assert_same_gradients(packed, run(data_file, tmp_path, architecture, layout="padded", **settings))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_accumulated_micro_batches_equal_one_batch(data_file: Path, tmp_path: Path, weight: float) -> None:
+    one = run(data_file, tmp_path, batch_size=12, prompt_loss_weight=weight, max_steps=5)
+    for batch_size, accumulate in ((4, 3), (1, 12)):
+        many = run(
+            data_file, tmp_path, batch_size=batch_size, accumulate=accumulate, prompt_loss_weight=weight, max_steps=5
+        )  # 51 entries: the fifth step has 3 only
+        assert_same_gradients(one, many)
+
+
+def test_the_first_step_equals_the_plain_formula(data_file: Path, tmp_path: Path) -> None:
+    module, datamodule = build(data_file, prompt_loss_weight=0.3)
+    datamodule.setup()
+    rows = next(iter(datamodule.train_dataloader().sampler)).rows
+    nll, weights = [], []
+    for row in rows:
+        ids = torch.from_numpy(datamodule.train.encoded[row].input_ids).long()
+        start = datamodule.train.encoded[row].prompt_length
+        logits = module.model(ids[None, :-1])[0]
+        nll.append(F.cross_entropy(logits, ids[1:], reduction="none"))
+        weights.append(torch.where(torch.arange(1, len(ids)) < start, 0.3, 1.0))
+    loss = (torch.cat(nll) * torch.cat(weights)).sum() / torch.cat(weights).sum()
+    loss.backward()
+    recorder = run(data_file, tmp_path, prompt_loss_weight=0.3, max_steps=1)
+    assert recorder.losses[0] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(recorder.grads[0][name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_validation_losses_are_ratios_over_the_split(data_file: Path, tmp_path: Path) -> None:
+    results = []
+    for batch_size in (1, 2, 4):
+        module, datamodule = build(data_file, prompt_loss_weight=0.5, batch_size=batch_size)
+        results.append(trainer(tmp_path).validate(module, datamodule, verbose=False)[0])
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+    assert results[2] == pytest.approx(results[0], rel=1e-5)
+    module, datamodule = build(data_file, prompt_loss_weight=0.0)
+    masked = trainer(tmp_path).validate(module, datamodule, verbose=False)[0]
+    assert masked["val/response_loss"] == pytest.approx(results[0]["val/response_loss"], rel=1e-5)
+
+
+def final_weights(module: InstructionTuner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 9, 10, 18])  # 51 entries in steps of 6: 9 batches an epoch
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_interrupted_run_ends_where_the_whole_one_does(
+    data_file: Path, tmp_path: Path, stop_at: int, accumulate: int
+) -> None:
+    settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate, "val_check_interval": 0.5}
+    module, datamodule = build(data_file, accumulate=accumulate)
+    trainer(tmp_path, **settings).fit(module, datamodule)
+    whole = final_weights(module)
+
+    class Interrupt(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: object, batch_idx: int) -> None:
+            if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    last = tmp_path / "last.ckpt"
+    module, datamodule = build(data_file, accumulate=accumulate)
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, Interrupt(), SaveLast(last), **settings).fit(module, datamodule)
+    module, datamodule = build(data_file, accumulate=accumulate)
+    trainer(tmp_path, **settings).fit(module, datamodule, ckpt_path=last, weights_only=True)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(module.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_finished_run_can_be_trained_further(data_file: Path, tmp_path: Path) -> None:
+    module, datamodule = build(data_file)
+    trainer(tmp_path, max_epochs=3).fit(module, datamodule)
+    whole = final_weights(module)
+    last = tmp_path / "last.ckpt"
+    module, datamodule = build(data_file)
+    trainer(tmp_path, SaveLast(last), max_epochs=2).fit(module, datamodule)
+    module, datamodule = build(data_file)
+    trainer(tmp_path, max_epochs=3).fit(module, datamodule, ckpt_path=last, weights_only=True)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(module.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_only_matrices_decay(data_file: Path, tmp_path: Path) -> None:
+    module, datamodule = build(data_file)
+    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    runner.fit(module, datamodule)
+    decayed, kept = runner.optimizers[0].param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0.0
+    assert {p.dim() for p in decayed["params"]} == {2}
+    assert {p.dim() for p in kept["params"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (OptimizerSettings(), [1, 1, 1, 1]),
+        (OptimizerSettings(warmup_steps=2), [0.5, 1, 1, 1]),
+        (OptimizerSettings(schedule="cosine"), [1, 0.853553, 0.5, 0.146447]),  # (1 + cos(pi t / 4)) / 2
+        (OptimizerSettings(schedule="cosine", warmup_steps=2), [0.5, 1, 1, 0.5]),
+    ],
+)
+def test_learning_rate_schedules(settings: OptimizerSettings, expected: list[float]) -> None:
+    assert [settings.factor(step, 4) for step in range(4)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
+    with pytest.raises(AttributeError):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3), "no pickle": lambda: None}, path)
+    assert torch.load(path)["weights"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
