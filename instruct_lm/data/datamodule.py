@@ -235,23 +235,32 @@ class InstructionDataModule(pl.LightningDataModule):
         self.num_workers, self.limit, self.cache_dir = num_workers, limit, cache_dir
         self.splits: Splits | None = None
 
+    def load_splits(self) -> Splits:
+        """Load and split the entries, without encoding them.
+
+        Raises:
+            InputError: malformed entries, or an empty split.
+        """
+        examples = load_examples(self.path, self.limit)
+        splits = split(examples, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
+        sizes = (len(splits.train), len(splits.test), len(splits.validation))
+        log.info("data: %d entries: train %d, test %d, validation %d", len(examples), *sizes)
+        if duplicates := duplicates_between(splits):
+            example = duplicates[0].example.instruction
+            log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), example)
+        return splits
+
     def setup(self, stage: str | None = None) -> None:
         """Load, split and encode, once.
 
         Raises:
-            InputError: malformed entries, an empty split, or nothing left of one.
+            InputError: as for `load_splits`, or nothing left of a split.
         """
         if self.splits is not None:
             return
-        self.splits = split(
-            load_examples(self.path, self.limit), self.train_fraction, self.test_fraction, self.shuffle, self.seed
-        )
-        train, test, validation = (len(part) for part in self.splits)
-        log.info("data: %d entries: train %d, test %d, validation %d", train + test + validation, train, test, validation)
-        if duplicates := duplicates_between(self.splits):
-            example = duplicates[0].example.instruction
-            log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), example)
-        self.train, self.validation = self._encode(self.splits.train, "train"), self._encode(self.splits.validation, "validation")
+        self.splits = self.load_splits()
+        self.train = self._encode(self.splits.train, "train")
+        self.validation = self._encode(self.splits.validation, "validation")
 
     def _encode(self, examples: Sequence[Any], name: str) -> BatchDataset:
         try:

@@ -65,6 +65,11 @@ def add_lora(model: GPT, rank: int, alpha: float, dropout: float = 0.0, targets:
     return model
 
 
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' part of a state dict: all that a fine-tuned model adds to its base."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
+
+
 def merge_lora(model: GPT) -> GPT:
     """Fold the adapters into the weights, in place: afterwards it is a plain model again."""
     for module in list(model.modules()):

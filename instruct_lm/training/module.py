@@ -68,6 +68,7 @@ class InstructionTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
         self.settings = optimizer
         self.total_steps = total_steps
         self.config = config or {}
@@ -156,8 +157,10 @@ class InstructionTuner(pl.LightningModule):
         optimizer.zero_grad(set_to_none=self.device.type != "cpu")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration beside the weights, and the state of the random numbers (dropout)."""
+        """Keep what is trained (the adapters alone, where the base is frozen), the configuration and dropout's state."""
         checkpoint["config"] = self.config
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
         checkpoint["rng_state"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state(self.device)

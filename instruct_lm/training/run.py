@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.evaluation.responses import Responder
+from instruct_lm.files import write_json
 from instruct_lm.training.callbacks import AtomicCheckpointIO, SampleResponses, SaveLast, StopAfter, Throughput
 from instruct_lm.training.module import InstructionTuner
 
@@ -167,9 +167,3 @@ def write_summary(summary: Mapping[str, Any], output_dir: Path) -> None:
         *(summary[key] for key in ("steps", "epochs", "seconds", "train_seconds", "tokens_per_second", "peak_memory_gb")),
     )
 
-
-def write_json(value: Any, path: Path) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -1,0 +1,89 @@
+"""Answer instructions with a run or an untuned model, and score the answers: `python evaluate.py --help`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lm.cli import run_command
+from instruct_lm.memory import keep_freed_memory
+from instruct_lm.runs import checkpoint_path
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: DictConfig) -> int:
+    """Respond, score, summarise; 1 if an entry has no score."""
+    keep_freed_memory()  # before torch allocates
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    output_dir = Path(config["output_dir"])
+    if config["responses"] is not None:
+        return score(config, Path(config["responses"]), output_dir, {"responses": config["responses"]})
+
+    from instruct_lm.evaluation.responses import RESPONSES, find_responses
+
+    made_by = {key: config[key] for key in ("model", "data", "prompt", "lora", "generation", "seed", "split")}
+    made_by["checkpoint"] = None
+    if config["run"] is not None:
+        stat = (path := checkpoint_path(config["run"], config["checkpoint"])).stat()
+        made_by["checkpoint"] = {"path": str(path), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    folder = find_responses(output_dir, made_by)
+    if folder is None:
+        respond(config, cfg.device, output_dir, made_by)
+        folder = output_dir
+    else:
+        log.info("responses: made before, in %s", folder)
+    return score(config, folder / RESPONSES, output_dir, {"model": config["model"]["name"], "run": config["run"]})
+
+
+def respond(config: dict[str, Any], device: DictConfig, output_dir: Path, made_by: dict[str, Any]) -> None:
+    """Answer the split and save the answers."""
+    from tqdm import tqdm
+
+    from instruct_lm import build
+    from instruct_lm.config import check_device
+    from instruct_lm.evaluation.responses import save_responses
+
+    accelerator = check_device(device)
+    fetcher = build.build_fetcher(config)
+    tokenizer = build.build_tokenizer(config["model"], fetcher)
+    examples = getattr(build.build_datamodule(config, tokenizer, fetcher).load_splits(), config["split"])
+    if made_by["checkpoint"] is None:
+        model = build.build_model(config["model"], config["lora"], config["seed"], fetcher)
+    else:
+        model = build.load_trained(config, Path(made_by["checkpoint"]["path"]), fetcher)
+    responder = build.build_responder(config, model.to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
+    with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
+        responses = responder.answer(examples, bar.update)
+    save_responses(output_dir, examples, responses, made_by)
+
+
+def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: dict[str, Any]) -> int:
+    """Score the answers and write the summary."""
+    from instruct_lm import build
+    from instruct_lm.evaluation.report import describe_summary
+    from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, load_responses
+    from instruct_lm.evaluation.scoring import describe_judge, score_responses, summarise
+    from instruct_lm.files import write_json
+
+    entries = load_responses(responses)
+    if responses != output_dir / RESPONSES:
+        write_json(entries, output_dir / RESPONSES)
+    judge = build.build_judge(config, build.build_fetcher(config))
+    try:
+        scored = score_responses(entries, judge, output_dir / "scores.jsonl", config["judge"]["concurrency"])
+        summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses.parent)}
+    finally:
+        if judge is not None:
+            judge.close()
+    write_json(summary, output_dir / "summary.json")
+    log.info("%s\nwritten to %s", describe_summary(summary), output_dir)
+    return int(summary["failed"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("evaluate", main))

@@ -1,0 +1,160 @@
+"""Answers to instructions: prompt → tokens → text, the same for samples while training, evaluation and chat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from instruct_lm.data.prompts import Example, PromptStyle, extract_response
+from instruct_lm.data.tokenizer import Tokenizer
+from instruct_lm.errors import InputError
+from instruct_lm.files import write_json
+from instruct_lm.model.generation import Sampling, generate, stream
+from instruct_lm.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model answered.
+
+    Attributes:
+        text: the answer, without the header and surrounding whitespace.
+        tokens: number of tokens made, the end token included.
+        ended: whether the model ended the answer itself.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Responder:
+    """A model with all that it takes to answer instructions.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer; ``end_of_text`` ends an answer.
+        style: the prompt style that the model was trained with.
+        max_new_tokens: most tokens of an answer.
+        sampling: how tokens are chosen.
+        batch_size: most answers made at once.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    style: PromptStyle
+    max_new_tokens: int = 256
+    sampling: Sampling = Sampling()
+    batch_size: int = 32
+
+    def answer(self, examples: Sequence[Example], on_done: Callable[[int], None] | None = None) -> list[Response]:
+        """Answer instructions, in their order; ``on_done`` is told how many are finished at once.
+
+        Raises:
+            ValueError: a prompt that leaves the model no room to answer.
+        """
+        made = generate(
+            self.model,
+            [self.prompt_ids(example) for example in examples],
+            max_new_tokens=self.max_new_tokens,
+            end_token=self.tokenizer.end_of_text,
+            sampling=self.sampling,
+            batch_size=self.batch_size,
+            on_done=on_done,
+        )
+        return [self._response(ids) for ids in made]
+
+    def stream(self, example: Example) -> Iterator[str]:
+        """The growing text of one answer, whole at each step."""
+        ids: list[int] = []
+        for step in stream(
+            self.model,
+            [self.prompt_ids(example)],
+            max_new_tokens=self.max_new_tokens,
+            end_token=self.tokenizer.end_of_text,
+            sampling=self.sampling,
+        ):
+            ids.append(step[0])
+            yield self._response(ids).text
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The ids that training puts before a response: the prompt's, then the header's.
+
+        A prompt that fills the model is cut to the tokens before its header that leave room for an answer.
+        """
+        style, encode_special = self.style, self.tokenizer.encode_special
+        opening, body = encode_special(style.opening), self.tokenizer.encode(style.body(example))
+        closing = encode_special(style.closing) + encode_special(style.header)
+        room = self.model.config.block_size - len(opening) - len(closing) - 1
+        return [*opening, *body[: max(room, 0)], *closing]
+
+    def _response(self, ids: list[int]) -> Response:
+        ended = bool(ids) and ids[-1] == self.tokenizer.end_of_text
+        text = self.tokenizer.decode(ids[:-1] if ended else ids)
+        return Response(extract_response(text, self.style), len(ids), ended)
+
+
+RESPONSES, MADE_BY = "responses.json", "responses.made.json"
+
+
+def save_responses(
+    folder: Path, examples: Sequence[Example], responses: Sequence[Response], made_by: Mapping[str, Any]
+) -> None:
+    """Write `responses.json`, the list that other tools of the book read, and beside it how it was made.
+
+    Args:
+        folder: where to.
+        examples: the entries.
+        responses: their answers, in the same order.
+        made_by: all that decides the answers, as plain values.
+    """
+    made = [{"tokens": response.tokens, "ended": response.ended} for response in responses]
+    write_json({"made_by": made_by, "responses": made}, folder / MADE_BY)
+    entries = [
+        {**asdict(example), "model_response": response.text}
+        for example, response in zip(examples, responses, strict=True)
+    ]
+    write_json(entries, folder / RESPONSES)
+
+
+def find_responses(folder: Path, made_by: Mapping[str, Any]) -> Path | None:
+    """A folder whose responses were made in exactly this way: this one, or one beside it (another judge's)."""
+    for candidate in [folder, *sorted(path for path in folder.parent.glob("*") if path.is_dir())]:
+        try:
+            record = json.loads((candidate / MADE_BY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if record["made_by"] == made_by and (candidate / RESPONSES).is_file():
+            return candidate
+    return None
+
+
+def load_responses(path: Path) -> list[dict[str, Any]]:
+    """Entries with their ``model_response``, whoever made them.
+
+    Raises:
+        InputError: no readable JSON list.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"responses file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"responses file {path} is no JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise InputError(f"responses file {path}: expected a JSON list of entries with model_response")
+    return entries
+
+
+def answer_statistics(folder: Path) -> dict[str, float]:
+    """Mean tokens an answer and the share that the model ended itself; nothing for answers of unknown origin."""
+    try:
+        made = json.loads((folder / MADE_BY).read_text(encoding="utf-8"))["responses"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    n = len(made)
+    return {"mean_tokens": sum(x["tokens"] for x in made) / n, "ended": sum(x["ended"] for x in made) / n}

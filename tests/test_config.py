@@ -1,0 +1,353 @@
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lm.cli import CONF, register
+from instruct_lm.config import (
+    SCHEMAS,
+    DataConfig,
+    check_device,
+    check_evaluate_config,
+    check_train_config,
+    schema_types,
+)
+from instruct_lm.errors import InputError
+
+CHECKS: dict[str, Callable[[DictConfig], None]] = {"train": check_train_config, "evaluate": check_evaluate_config}
+GROUPS = ("model", "data", "prompt", "device", "optimizer", "trainer", "lora", "generation", "judge", "experiment")
+CHOICES = [
+    (group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"), key=lambda p: p.stem)
+]
+CONTRACT = {
+    "model": ["gpt2", "gpt2-large", "gpt2-medium", "gpt2-tiny", "gpt2-xl", "smollm2-135m"],
+    "data": ["alpaca", "instruction", "sample"],
+    "prompt": ["alpaca", "chatml", "phi3"],
+    "device": ["auto", "cpu", "gpu", "mps"],
+    "optimizer": ["adamw"],
+    "trainer": ["debug", "default"],
+    "lora": ["none", "r16"],
+    "generation": ["greedy", "sample"],
+    "judge": ["llamacpp", "none", "ollama", "openai", "reference"],
+    "experiment": ["book", "demo", "masking"],
+}
+
+
+@cache
+def composed_groups(name: str, *choices: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(choices))
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    choices = [override for override in overrides if override.split("=")[0] in GROUPS]
+    values = [override for override in overrides if override not in choices]
+    return OmegaConf.merge(composed_groups(name, *choices), OmegaConf.from_dotlist(values))  # type: ignore[return-value]
+
+
+def leaves(node: Any, prefix: str = "") -> set[str]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]}
+    return set().union(*(leaves(value, f"{prefix}{key}.") for key, value in node.items()))
+
+
+def test_the_groups_have_the_choices_of_the_contract() -> None:
+    found = {group: [choice for g, choice in CHOICES if g == group] for group in GROUPS}
+    assert found == CONTRACT
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    cfg = composed("train")
+    expected = {
+        "mask_instructions": False,
+        "prompt_loss_weight": None,
+        "mask_header": False,
+        "seed": 123,
+        "output_dir": None,
+        "resume": None,
+        "cache_dir": None,
+        "offline": False,
+        "mirror": None,
+        "model.name": "gpt2-medium",
+        "data.name": "instruction",
+        "prompt.style": "alpaca",
+        "device.accelerator": "auto",
+        "lora.rank": 0,
+        "data.train_fraction": 0.85,
+        "data.test_fraction": 0.10,
+        "data.batch_size": 8,
+        "data.layout": "packed",
+        "optimizer.lr": 5e-5,
+        "optimizer.weight_decay": 0.1,
+        "trainer.max_epochs": 2,
+        "generation.max_new_tokens": 256,
+        "generation.temperature": 0.0,
+    }
+    assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
+    evaluation = composed("evaluate")
+    assert (evaluation.judge.kind, evaluation.split, evaluation.checkpoint) == ("reference", "test", "best")
+    assert evaluation.run is None
+    assert evaluation.responses is None
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_fills_every_field_and_passes_the_checks(group: str, choice: str) -> None:
+    commands = [name for name, schema in SCHEMAS.items() if group in dict(schema_types(schema))]
+    for name in ["train"] if group == "experiment" else commands:
+        cfg = composed(name, f"{group}={choice}")
+        assert OmegaConf.missing_keys(cfg) == set()
+        values = OmegaConf.to_container(cfg, resolve=True)
+        typed = {key for key, _ in schema_types(SCHEMAS[name])}
+        assert leaves(values) <= typed
+        assert {key for key in typed if not any(other.startswith(f"{key}.") for other in typed)} == leaves(values)
+        CHECKS[name](cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "parameters"),
+    # Parameters with the tied head counted once: transformers' GPT2LMHeadModel and LlamaForCausalLM of these sizes.
+    [
+        ("gpt2", (12, 12, 768), 124_439_808),
+        ("gpt2-medium", (24, 16, 1024), 354_823_168),
+        ("gpt2-large", (36, 20, 1280), 774_030_080),
+        ("gpt2-xl", (48, 25, 1600), 1_557_611_200),
+        ("smollm2-135m", (30, 9, 576), 134_515_008),
+    ],
+)
+def test_model_sizes_give_the_published_number_of_parameters(
+    name: str, sizes: tuple[int, int, int], parameters: int
+) -> None:
+    import torch
+
+    from instruct_lm.model.gpt import GPT, GPTConfig
+
+    model = composed("train", f"model={name}").model
+    assert (model.n_layer, model.n_head, model.n_embd) == sizes
+    with torch.device("meta"):
+        gpt = GPT(GPTConfig(**{field.name: model[field.name] for field in fields(GPTConfig)}))
+    assert sum(p.numel() for p in {id(p): p for p in gpt.parameters()}.values()) == parameters
+
+
+def test_hashes_in_conf_are_those_of_the_files(shared_dir: Path) -> None:
+    def sha256(pattern: str) -> set[str]:
+        return {hashlib.sha256(path.read_bytes()).hexdigest() for path in shared_dir.glob(pattern)}
+
+    cfg = composed("train", "model=gpt2-xl")
+    assert sha256("data/instruction-data.json") == {cfg.data.sha256}
+    assert cfg.model.tokenizer_sha256 in sha256("tiktoken/*")
+
+
+def test_choices_named_in_two_places_agree() -> None:
+    from instruct_lm.config import LORA_TARGETS
+    from instruct_lm.data.dataset import OVERLONG
+    from instruct_lm.model.lora import TARGETS
+
+    overlong = next(f for f in fields(DataConfig) if f.name == "overlong").metadata["rule"]
+    assert all(overlong.holds(name) for name in OVERLONG)
+    assert overlong.words == f"one of {', '.join(OVERLONG)}"
+    assert LORA_TARGETS["rule"].holds(list(TARGETS))
+    assert LORA_TARGETS["rule"].words == f"some of {', '.join(TARGETS)}"
+    assert tuple(composed("train", "lora=r16").lora.targets) == TARGETS
+
+
+def test_configuration_names_no_code() -> None:
+    files = [path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts]
+    assert len(files) == len(CHOICES) + 2
+    assert not [path for path in files if "_target_" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_file_begins_with_its_command(path: Path) -> None:
+    package, command = path.read_text().splitlines()[:2]
+    assert package == "# @package _global_"  # Hydra reads it only on the first line
+    assert re.fullmatch(rf"# python train\.py (-m )?experiment={path.stem}", command)
+
+
+def test_masking_sweeps_five_weights_and_three_seeds() -> None:
+    params = yaml.safe_load((CONF / "experiment" / "masking.yaml").read_text())["hydra"]["sweeper"]["params"]
+    assert params == {"prompt_loss_weight": "0,0.01,0.1,0.3,1", "seed": "1,2,3"}
+
+
+REFUSED = [
+    # overrides; what the message names: key and value, then the remedy
+    (["optimizer.lr=0"], "optimizer.lr=0.0", "greater than 0"),
+    (["optimizer.lr=nan"], "optimizer.lr=nan", "greater than 0"),
+    (["optimizer.lr=inf"], "optimizer.lr=inf", "greater than 0"),
+    (["optimizer.beta2=1"], "optimizer.beta2=1.0", "less than 1"),
+    (["optimizer.schedule=linear"], "optimizer.schedule=linear", "one of constant, cosine"),
+    (["data.batch_size=0"], "data.batch_size=0", "1 or more"),
+    (["data.limit=0"], "data.limit=0", "1 or more"),
+    (["data.train_fraction=1"], "data.train_fraction=1.0", "between 0 and 1"),
+    (["data.test_fraction=0"], "data.test_fraction=0.0", "between 0 and 1"),
+    (["data.test_fraction=0.2"], "data.train_fraction=0.85 and data.test_fraction=0.2 add up to 1.05", "lower one"),
+    (["data.overlong=cut"], "data.overlong=cut", "one of drop, truncate_prompt, truncate, error"),
+    (["data.layout=ragged"], "data.layout=ragged", "one of packed, padded"),
+    (["data.sha256=abc"], "data.sha256=abc", "64 hexadecimal digits"),
+    (["data.max_length=1025"], "data.max_length=1025 is over model.block_size=1024", "use at most that"),
+    (["model.block_size=64", "data.max_length=65"], "data.max_length=65 is over model.block_size=64", "null"),
+    (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "from 0 to 1"),
+    (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "from 0 to 1"),
+    (["mask_instructions=true", "prompt_loss_weight=0.5"], "prompt_loss_weight=0.5", "leave out one"),
+    (["prompt.style=vicuna"], "prompt.style=vicuna", "one of alpaca, phi3, chatml"),
+    (["model.dropout=1"], "model.dropout=1.0", "less than 1"),
+    (["model.dropout=0.1"], "model.dropout=0.1 with data.layout=packed", "data.layout=padded"),
+    (["lora=r16", "lora.dropout=0.1"], "lora.dropout=0.1 with data.layout=packed", "data.layout=padded"),
+    (["lora.rank=8"], "lora.rank=8", "lora=r16"),
+    (["lora.rank=-1"], "lora.rank=-1", "0 or more"),
+    (["lora=r16", "lora.targets=[attn.qvk]"], "lora.targets=['attn.qvk']", "attn.qkv"),
+    (["model.n_head=3"], "model.n_embd=1024 is not a multiple of model.n_head=3", "change one"),
+    (["model.n_kv_head=5"], "model.n_head=16 is not a multiple of model.n_kv_head=5", "change one"),
+    (["model=smollm2-135m", "model.n_embd=27", "model.n_kv_head=9"], "model.n_embd=27", "even width"),
+    (["model.norm=batchnorm"], "model.norm=batchnorm", "one of layernorm, rmsnorm"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0", "1 or more"),
+    (["trainer.max_epochs=null"], "trainer.max_epochs=null and trainer.max_steps=null", "Give one"),
+    (["trainer.val_interval=0"], "trainer.val_interval=0.0", "greater than 0"),
+    (["trainer.clip_norm=0"], "trainer.clip_norm=0.0", "greater than 0"),
+    (["optimizer.warmup_steps=5", "trainer.max_steps=5"], "optimizer.warmup_steps=5", "fewer warm-up steps"),
+    (["device.devices=0"], "device.devices=0", "a number of devices, auto"),
+    (["device.precision=fp8"], "device.precision=fp8", "32-true"),
+    (["generation.temperature=-1"], "generation.temperature=-1.0", "0 or more"),
+    (["generation=sample", "generation.top_p=0"], "generation.top_p=0.0", "greater than 0, at most 1"),
+    (["generation=sample", "generation.top_k=0"], "generation.top_k=0", "1 or more"),
+    (["generation.top_k=5"], "generation.top_k=5", "generation=sample"),
+    (["seed=-1"], "seed=-1", "0 to 4294967295"),
+    (["mirror=ftp://x"], "mirror=ftp://x", "http://"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named", "remedy"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_what_cannot_be_is_named_with_its_value_and_remedy(overrides: list[str], named: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_train_config(composed("train", *overrides))
+    message = str(caught.value)
+    assert named in message
+    assert remedy in message
+    assert len(message.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "remedy"),
+    [
+        (["split=valid"], "split=valid", "one of train, validation, test"),
+        (["checkpoint=first"], "checkpoint=first", "one of best, last"),
+        (["run=a", "responses=b"], "run=a and responses=b", "not both"),
+        (["responses=b", "judge=none"], "judge=none", "judge=reference"),
+        (["judge=ollama", "judge.model=null"], "judge.model=null", "conf/judge/ollama.yaml"),
+        (["judge=openai", "judge.base_url=null"], "judge.base_url=null", "conf/judge/openai.yaml"),
+        (["judge=llamacpp", "judge.weights=null"], "judge.weights=null", "conf/judge/llamacpp.yaml"),
+        (["judge=openai", "judge.base_url=localhost"], "judge.base_url=localhost", "http://"),
+        (["judge.concurrency=0"], "judge.concurrency=0", "1 or more"),
+        (["data.max_length=4096"], "data.max_length=4096", "use at most that"),
+    ],
+)
+def test_what_an_evaluation_cannot_do_is_named(overrides: list[str], named: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_evaluate_config(composed("evaluate", *overrides))
+    assert named in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["prompt_loss_weight=0", "mask_instructions=true"],
+        ["data.train_fraction=0.7", "data.test_fraction=0.3"],
+        ["model.dropout=0.1", "data.layout=padded"],
+        ["data.max_length=1024"],
+        ["trainer.max_epochs=null", "trainer.max_steps=10"],
+        ["trainer.val_interval=2.5"],
+        ["device.devices=auto"],
+        ["device.devices=0,1"],
+        ["generation.temperature=1", "generation.top_p=1", "generation.top_k=1"],
+        ["model=smollm2-135m", "data.max_length=8192"],
+    ],
+    ids=" ".join,
+)
+def test_the_limits_themselves_are_accepted(overrides: list[str]) -> None:
+    check_train_config(composed("train", *overrides))
+
+
+@given(st.floats())
+def test_prompt_loss_weight_is_accepted_exactly_from_0_to_1(weight: float) -> None:
+    cfg = PLAIN.copy()
+    cfg.prompt_loss_weight = weight
+    try:
+        check_train_config(cfg)
+    except InputError:
+        accepted = False
+    else:
+        accepted = True
+    assert accepted == (0 <= weight <= 1)
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_fractions_are_accepted_up_to_a_sum_of_1(train: float, test: float) -> None:
+    cfg = PLAIN.copy()
+    cfg.data.train_fraction, cfg.data.test_fraction = train, test
+    try:
+        check_train_config(cfg)
+    except InputError:
+        assert train + test > 1
+    else:
+        assert train + test <= 1 + 1e-9
+
+
+PLAIN = composed("train")
+
+
+def device(**values: Any) -> DictConfig:
+    return OmegaConf.merge(PLAIN.device, values)  # type: ignore[return-value]
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends, "mps", SimpleNamespace(is_available=lambda: mps))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mps", "chosen"), [(0, False, "cpu"), (0, True, "mps"), (2, False, "gpu"), (1, True, "gpu")]
+)
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool, chosen: str) -> None:
+    machine(monkeypatch, gpus, mps)
+    assert check_device(device()) == chosen
+    assert check_device(device(accelerator="cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "named"),
+    [
+        (0, {"accelerator": "gpu"}, ["device.accelerator=gpu", "only cpu", "device=auto", "device=cpu"]),
+        (0, {"accelerator": "mps"}, ["device.accelerator=mps", "only cpu", "device=auto"]),
+        (1, {"accelerator": "mps"}, ["device.accelerator=mps", "only gpu and cpu", "device=auto"]),
+        (2, {"accelerator": "gpu", "devices": 3}, ["device.devices=3", "has 2", "device.devices=auto"]),
+        (2, {"accelerator": "gpu", "devices": "0,2"}, ["device.devices=0,2", "has 2"]),
+        (0, {"precision": "16-mixed"}, ["device.precision=16-mixed", "bf16-mixed"]),
+    ],
+)
+def test_a_device_that_is_not_here_is_named_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, values: dict[str, Any], named: list[str]
+) -> None:
+    machine(monkeypatch, gpus, mps=False)
+    with pytest.raises(InputError) as caught:
+        check_device(device(**values))
+    assert all(part in str(caught.value) for part in named), str(caught.value)
+
+
+def test_as_many_devices_as_there_are_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 2, mps=False)
+    for devices in (2, "2", "0,1", "auto"):
+        assert check_device(device(accelerator="gpu", devices=devices)) == "gpu"

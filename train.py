@@ -1,0 +1,80 @@
+"""Fine-tune a model on instructions: `python train.py --help`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lm.cli import run_command
+from instruct_lm.memory import keep_freed_memory
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: DictConfig) -> None:
+    """Compose, check, seed, build, fit, summarise."""
+    keep_freed_memory()  # before torch allocates
+    import lightning.pytorch as pl
+
+    from instruct_lm import build
+    from instruct_lm.config import check_device
+    from instruct_lm.training.callbacks import Throughput, peak_memory
+    from instruct_lm.training.module import InstructionTuner, OptimizerSettings
+    from instruct_lm.training.run import build_trainer, fit, planned_steps, record, write_summary
+
+    started = time.perf_counter()
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    output_dir = Path(config["output_dir"])
+    accelerator = check_device(cfg.device)
+    pl.seed_everything(config["seed"], verbose=False)
+
+    fetcher = build.build_fetcher(config)
+    tokenizer = build.build_tokenizer(config["model"], fetcher)
+    data = build.build_datamodule(
+        config,
+        tokenizer,
+        fetcher,
+        prompt_loss_weight=build.prompt_loss_weight(config),
+        mask_header=config["mask_header"],
+        accumulate=config["trainer"]["accumulate"],
+    )
+    data.setup()
+    model = build.build_model(config["model"], config["lora"], config["seed"], fetcher)
+    model.activation_checkpointing = config["trainer"]["activation_checkpointing"]
+    settings = {key: value for key, value in config["optimizer"].items() if key != "name"}
+    responder = build.build_responder(config, model, tokenizer)
+
+    throughput = Throughput()
+    trainer = build_trainer(config, accelerator, data.splits.validation, responder, throughput)
+    total_steps = planned_steps(config["trainer"], data.steps_per_epoch(trainer.world_size))
+    module = InstructionTuner(model, OptimizerSettings(**settings), total_steps, config)
+    log.info("device: %s; output: %s", accelerator, output_dir)
+    before, after = fit(trainer, module, data, output_dir, resume=config["resume"] is not None)
+
+    summary = {
+        "model": config["model"]["name"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "entries": {name: len(part) for name, part in data.splits._asdict().items()},
+        "prompt_loss_weight": data.prompt_loss_weight,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(time.perf_counter() - started, 1),
+        "train_seconds": round(throughput.seconds, 1),
+        "tokens_per_second": round(throughput.tokens / max(throughput.seconds, 1e-9), 1),
+        "peak_memory_gb": round(peak_memory(module.device) / 1e9, 2),
+        "before": before,
+        "after": after,
+    }
+    write_summary(summary, output_dir)
+    record(trainer, config, after)
+    log.info("next: python evaluate.py run=%s", config["output_dir"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("train", main))
