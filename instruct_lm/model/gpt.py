@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from instruct_lm.model.gradients import Embedding, Linear
 from instruct_lm.model.packing import Pack, Packing, Unpack
 
 
@@ -129,10 +130,10 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
-        self.qkv = nn.Linear(
+        self.qkv = Linear(
             config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias
         )
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
 
     def forward(
@@ -190,8 +191,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.fc = nn.Linear(config.n_embd, config.inner * (2 if self.gated else 1), bias=config.bias)
-        self.proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
+        self.fc = Linear(config.n_embd, config.inner * (2 if self.gated else 1), bias=config.bias)
+        self.proj = Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) → (..., C)."""
@@ -238,8 +239,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = _norm(config)

@@ -15,8 +15,9 @@ from typing import Any
 import lightning.pytorch as pl
 import psutil
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from tqdm import tqdm
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.data.prompts import Example
@@ -61,9 +62,68 @@ class Throughput(Callback):
         seconds = time.perf_counter() - self._since
         self.tokens, self.seconds = self.tokens + batch.n_tokens, self.seconds + seconds
         module.log("train/tokens_per_second", batch.n_tokens / seconds)
-        module.log("tokens/s", self.tokens / self.seconds, prog_bar=True, logger=False)
         if trainer.global_step % trainer.log_every_n_steps == 0:
             module.log("train/memory_gb", memory_now(module.device) / 1e9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The rate over all steps so far; 0 before the first."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class ProgressBar(Callback):
+    """A bar of optimizer steps with the losses and tokens per second, and one of batches while validating.
+
+    Args:
+        throughput: a callback that comes before this one.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+        self._bars: list[tqdm] = []
+
+    def _open(self, trainer: pl.Trainer, **options: Any) -> None:
+        self._bars.append(tqdm(mininterval=0.2, dynamic_ncols=True, disable=not trainer.is_global_zero, **options))
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Begin at the step that a resume begins at."""
+        total: int = module.total_steps  # type: ignore[assignment]
+        self._open(trainer, total=total, initial=trainer.global_step, desc="training", unit="step")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Show the latest losses."""
+        names = {"train/loss": "loss", "val/loss": "validation"}
+        metrics = trainer.callback_metrics
+        shown = [f"{name} {float(metrics[key]):.3f}" for key, name in names.items() if key in metrics]
+        bar = self._bars[0]
+        bar.set_postfix_str(", ".join([*shown, f"{self.throughput.tokens_per_second:,.0f} tokens/s"]), refresh=False)
+        bar.update(trainer.global_step - bar.n)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Show a second bar, which goes when it is full."""
+        self._open(trainer, total=int(sum(trainer.num_val_batches)), desc="validating", unit="batch", leave=False)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Count a batch."""
+        self._bars[-1].update()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Close the second bar."""
+        self._bars.pop().close()
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the bars as they stand."""
+        self._close()
+
+    def _close(self) -> None:
+        while self._bars:
+            self._bars.pop().close()
 
 
 class SampleResponses(Callback):
@@ -123,6 +183,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+class SaveBest(ModelCheckpoint):
+    """Keeps the weights with the lowest ``val/response_loss``, also when a run is moved and then resumed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path.parent,
+            filename=path.stem,
+            monitor="val/response_loss",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best value; Lightning would forget it with a new folder."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class SaveLast(Callback):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from instruct_lm.model.gradients import add_product, is_kept
+
 CHUNK_SIZE = 256
 """Targets whose logits are held at once: 51 MB for GPT-2's vocabulary in fp32."""
 
@@ -22,7 +24,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        head_grad = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        ctx.kept = is_kept(head) and ctx.needs_input_grad[1]
+        head_grad = torch.empty_like(head) if ctx.needs_input_grad[1] and not ctx.kept else None
         losses = hidden.new_empty(len(target_ids), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             matrix = head.to(dtype)
@@ -33,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 picked = logits.gather(1, targets)
                 logsumexp = logits.logsumexp(1, keepdim=True)
                 losses[piece] = (logsumexp - picked)[:, 0]
-                if hidden_grad is None and head_grad is None:
+                if not any(ctx.needs_input_grad):
                     continue
                 # d(w · nll) / d(logits) = w · (softmax − one-hot)
                 weight = weights[piece, None]
@@ -41,7 +44,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad = grad.scatter_add_(1, targets, -weight).to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[piece] = grad @ matrix
-                if head_grad is not None:
+                if ctx.kept:
+                    add_product(head, grad.T, inputs)
+                elif head_grad is not None:
                     _accumulate(head_grad, grad.T, inputs, first=start == 0)
         ctx.grads = hidden_grad, head_grad
         ctx.mark_non_differentiable(losses)
@@ -49,6 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.kept and abs(float(grad) - 1) > 1e-4:
+            raise RuntimeError(f"the head's gradient is written for a loss of weight 1 and cannot be scaled by {float(grad)}")
         return (*(g if g is None else g.mul_(grad) for g in ctx.grads), None, None)
 
 
@@ -72,5 +79,7 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, target_ids: Tensor, weigh
 
     Returns:
         Σ w · nll in nats, a float32 scalar with gradients to ``hidden`` and ``head``; and the M single nll, without.
+        A ``head`` whose gradient is kept (`instruct_lm.model.gradients`) gets it in this call already, as for a loss
+        that is this very sum: scale the weights instead.
     """
     return _LinearCrossEntropy.apply(hidden, head, target_ids, weights)

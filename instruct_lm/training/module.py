@@ -13,6 +13,7 @@ from torch import Tensor
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.model.gpt import GPT
+from instruct_lm.model.gradients import forget_gradients, keep_gradients
 from instruct_lm.training.loss import linear_cross_entropy
 
 
@@ -73,14 +74,15 @@ class InstructionTuner(pl.LightningModule):
         self.total_steps = total_steps
         self.config = config or {}
         self._rng_states: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._keeps_gradients = False
         self._train_sums = torch.zeros(2, dtype=torch.float64)  # Σ w·nll, Σ w of the step under way
         self._val_sums = torch.zeros(4, dtype=torch.float64)  # the same, then for the response alone
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Σ w · nll of a batch, a scalar with gradients, and the nll (M,) of its targets, without."""
+    def losses(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """``scale`` · Σ w · nll of a batch, a scalar with gradients, and the nll (M,) of its targets, without."""
         hidden = self.model.hidden_states(batch.input_ids, batch.position_ids, packing=batch.packing)
         hidden = hidden.flatten(0, -2).index_select(0, batch.target_positions)  # (M, C)
-        return linear_cross_entropy(hidden, self.model.head_weight, batch.target_ids, batch.target_weights)
+        return linear_cross_entropy(hidden, self.model.head_weight, batch.target_ids, batch.target_weights * scale)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of this micro-batch in the step's loss.
@@ -88,13 +90,14 @@ class InstructionTuner(pl.LightningModule):
         Raises:
             ValueError: the step has no weight to divide by.
         """
-        total, _ = self.losses(batch)
-        step_weight = float(batch.target_weights.sum()) if batch.step_weight is None else batch.step_weight
+        weight = float(batch.target_weights.sum())
+        step_weight = weight if batch.step_weight is None else batch.step_weight
         if not step_weight > 0:
             raise ValueError(f"no token of this step counts in the loss: entries {list(batch.entries)}")
-        self._train_sums += torch.tensor([float(total.detach()), float(batch.target_weights.sum())], dtype=torch.float64)
-        # Lightning divides by the accumulated batches and DDP by the ranks; the step's own weight is the divisor here.
-        return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / step_weight)
+        share, _ = self.losses(batch, 1 / step_weight)
+        self._train_sums += torch.tensor([float(share.detach()) * step_weight, weight], dtype=torch.float64)
+        # Lightning divides by the accumulated batches, and DDP by the ranks: the step's own weight has done that.
+        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log what the step under way has seen."""
@@ -152,9 +155,19 @@ class InstructionTuner(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Begin a step before its first forward pass, which writes the head's gradient already."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            if self._keeps_gradients:
+                forget_gradients(self.parameters())
+            else:
+                self.zero_grad()
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the gradients' memory from step to step: on a CPU, fresh pages cost more than zeros."""
-        optimizer.zero_grad(set_to_none=self.device.type != "cpu")
+        """Nothing: see `on_train_batch_start`."""
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Nothing: the gradients' memory is kept through validation."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained (the adapters alone, where the base is frozen), the configuration and dropout's state."""
@@ -170,7 +183,12 @@ class InstructionTuner(pl.LightningModule):
         self._rng_states = checkpoint.get("rng_state"), checkpoint.get("cuda_rng_state")
 
     def on_train_start(self) -> None:
-        """Go on with the random numbers of the checkpoint, if there is one."""
+        """Go on with the random numbers of the checkpoint, and keep gradients in place where memory traffic is slow."""
+        self._keeps_gradients = (
+            self.device.type == "cpu" and self.trainer.world_size == 1 and self.trainer.precision == "32-true"
+        )
+        if self._keeps_gradients:
+            keep_gradients(self.model)
         cpu_state, cuda_state = self._rng_states
         if cpu_state is not None:
             torch.set_rng_state(cpu_state)

@@ -12,15 +12,23 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.evaluation.responses import Responder
-from instruct_lm.files import write_json
-from instruct_lm.training.callbacks import AtomicCheckpointIO, SampleResponses, SaveLast, StopAfter, Throughput
+from instruct_lm.files import shown, write_json
+from instruct_lm.training.callbacks import (
+    AtomicCheckpointIO,
+    ProgressBar,
+    SampleResponses,
+    SaveBest,
+    SaveLast,
+    StopAfter,
+    Throughput,
+)
 from instruct_lm.training.module import InstructionTuner
 
 log = logging.getLogger(__name__)
@@ -28,6 +36,7 @@ log = logging.getLogger(__name__)
 N_SAMPLES = 4  # validation instructions answered at each validation
 SAMPLE_TOKENS = 48
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+LOSSES = ("val/loss", "val/response_loss")
 Metrics = dict[str, float]
 
 
@@ -53,6 +62,7 @@ def build_trainer(
     settings, device = config["trainer"], config["device"]
     output_dir = Path(config["output_dir"])
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")  # Lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
@@ -62,19 +72,12 @@ def build_trainer(
         throughput,
         SampleResponses(validation[:N_SAMPLES], lambda examples: [r.text for r in sampler.answer(examples)]),
         SaveLast(output_dir / LAST),
-        ModelCheckpoint(
-            output_dir / "checkpoints",
-            filename="best",
-            monitor="val/response_loss",
-            mode="min",
-            save_weights_only=True,
-            enable_version_counter=False,
-        ),
+        SaveBest(output_dir / BEST),
     ]
     if settings["max_steps"] is not None:
         callbacks.append(StopAfter(settings["max_steps"]))
     if settings["progress"]:
-        callbacks.append(TQDMProgressBar(leave=True))
+        callbacks.append(ProgressBar(throughput))
     interval = settings["val_interval"]
     return pl.Trainer(
         accelerator=accelerator,
@@ -94,7 +97,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        enable_progress_bar=settings["progress"],
+        enable_progress_bar=False,  # Lightning's own
     )
 
 
@@ -117,27 +120,35 @@ def fit(
     if resume and not last.is_file():
         raise InputError(f"resume={output_dir}: {last} does not exist, so the run saved nothing yet. Start it anew.")
     before_file = output_dir / "before.json"
-    if resume and before_file.is_file():
-        before = json.loads(before_file.read_text(encoding="utf-8"))
-    else:
-        trainer.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(module.config)}\n```")  # type: ignore[union-attr, attr-defined]
-        before = dict(trainer.validate(module, data, verbose=False)[0])
-        write_json(before, before_file)
-        log.info("before training: %s", describe(before))
     try:
+        if resume and before_file.is_file():
+            before = json.loads(before_file.read_text(encoding="utf-8"))
+        else:
+            trainer.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(module.config)}\n```")  # type: ignore[union-attr, attr-defined]
+            before = dict(trainer.validate(module, data, verbose=False)[0])
+            write_json(before, before_file)
+            log.info("before training: validation loss %.3f, response only %.3f", *(before[key] for key in LOSSES))
         trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True if resume else None)
+        after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
+        if not after:
+            log.info("The run was complete; with a higher trainer.max_epochs or trainer.max_steps it would go on.")
+            after = dict(trainer.validate(module, data, verbose=False)[0])
     except SystemExit as stopped:  # Lightning's way to end after Ctrl-C
         if not last.is_file():
-            raise RunError("Stopped before the first checkpoint.") from stopped
-        raise RunError(f"Stopped after step {trainer.global_step}. Go on with: python train.py resume={output_dir}") from stopped
-    after = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    log.info("after training:  %s", describe(after))
+            raise RunError("Stopped before the first checkpoint: nothing to resume.") from stopped
+        raise RunError(
+            f"Stopped after step {trainer.global_step}. Go on with: python train.py resume={shown(output_dir)}"
+        ) from stopped
     return before, after
 
 
-def describe(metrics: Mapping[str, float]) -> str:
-    """The two losses that matter, in words."""
-    return f"validation loss {metrics['val/loss']:.3f}, of the responses alone {metrics['val/response_loss']:.3f}"
+def before_and_after(before: Metrics, after: Metrics) -> str:
+    """The validation metrics as a small table."""
+    names = ("validation loss", "  response only", "perplexity", "  response only")
+    rows = [f"{'':17}{'before':>10}{'after':>10}"]
+    for name, key in zip(names, (*LOSSES, "val/perplexity", "val/response_perplexity"), strict=True):
+        rows.append(f"{name:17}{before[key]:10.3f}{after[key]:10.3f}")
+    return "\n".join(rows)
 
 
 def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> None:
@@ -162,8 +173,10 @@ def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> 
 def write_summary(summary: Mapping[str, Any], output_dir: Path) -> None:
     """Write `summary.json` and print it as a few lines."""
     write_json(summary, output_dir / "summary.json")
+    log.info("\n%s\n", before_and_after(summary["before"], summary["after"]))
     log.info(
-        "%d steps, %d epochs, %.0f s in all, %.0f s of training, %.0f tokens/s, peak memory %.2f GB",
-        *(summary[key] for key in ("steps", "epochs", "seconds", "train_seconds", "tokens_per_second", "peak_memory_gb")),
+        "%d steps, %.0f s in all, %.0f s of training: %s tokens/s, peak memory %.2f GB",
+        *(summary[key] for key in ("steps", "seconds", "train_seconds")),
+        f"{summary['tokens_per_second']:,.0f}",
+        summary["peak_memory_gb"],
     )
-

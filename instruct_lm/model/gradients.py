@@ -1,0 +1,99 @@
+"""Weight gradients written where they stay: by the matrix product itself, into the parameter's own ``grad``.
+
+Autograd makes a new matrix for every weight, adds it to ``grad`` and throws it away, and the step begins by filling
+``grad`` with zeros. For a model of a gigabyte on a CPU that traffic costs a tenth of the step. Here the first product of
+a step overwrites (``beta=0``) and later ones add. The sums are the same, but autograd sees no gradient of these weights:
+hooks on them never run, so use it in a single process and without an optimizer step in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Give the trained weights of linear layers and embeddings a ``grad`` that their backward pass writes into."""
+    for module in model.modules():
+        if isinstance(module, (Linear, Embedding)) and module.weight.requires_grad:
+            module.weight.grad = torch.empty_like(module.weight)
+            module.weight.grad_is_stale = True  # type: ignore[assignment]  # what it holds is of the step before
+
+
+def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Begin a step: kept gradients will be overwritten, others are filled with zeros in place."""
+    for parameter in parameters:
+        if is_kept(parameter):
+            parameter.grad_is_stale = True  # type: ignore[assignment]
+        elif parameter.grad is not None:
+            parameter.grad.zero_()
+
+
+def is_kept(parameter: Tensor) -> bool:
+    """Whether `keep_gradients` was called for it."""
+    return hasattr(parameter, "grad_is_stale")
+
+
+def add_product(parameter: Tensor, left: Tensor, right: Tensor) -> None:
+    """``parameter.grad`` = ``left @ right``, or += if something of this step is there already."""
+    grad = parameter.grad
+    torch.addmm(grad, left, right, beta=0 if parameter.grad_is_stale else 1, out=grad)  # type: ignore[attr-defined]
+    parameter.grad_is_stale = False  # type: ignore[attr-defined]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        add_product(weight, flat.T, x.flatten(0, -2))
+        return (
+            grad @ weight if ctx.needs_input_grad[0] else None,
+            None,
+            flat.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` whose weight gradient can be kept in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features)."""
+        if is_kept(self.weight) and torch.is_grad_enabled():
+            return _Linear.apply(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, weight)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ids, weight = ctx.saved_tensors
+        if weight.grad_is_stale:
+            weight.grad.zero_()
+            weight.grad_is_stale = False
+        weight.grad.index_add_(0, ids.flatten(), grad.flatten(0, -2))
+        return None, None
+
+
+class Embedding(nn.Embedding):
+    """`torch.nn.Embedding` whose gradient can be kept in place."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 (...) → (..., embedding_dim)."""
+        if is_kept(self.weight) and torch.is_grad_enabled():
+            return _Embedding.apply(ids, self.weight)
+        return F.embedding(ids, self.weight)
