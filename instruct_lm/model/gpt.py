@@ -229,8 +229,10 @@ def _norm(config: GPTConfig) -> nn.Module:
 class GPT(nn.Module):
     """Token ids to logits; the output head is the token embedding (tied).
 
+    Its weights start uninitialised: call `init_weights`, or load some.
+
     Example:
-        >>> model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32))
+        >>> model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32)).init_weights(seed=0)
         >>> model(torch.zeros(3, 5, dtype=torch.long)).shape
         torch.Size([3, 5, 257])
     """

@@ -64,7 +64,10 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` whose weight gradient can be kept in place."""
+    """`torch.nn.Linear` whose weight gradient can be kept in place; its parameters start uninitialised."""
+
+    def reset_parameters(self) -> None:
+        """Leave the start to whoever loads or initialises the model."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
@@ -90,7 +93,10 @@ class _Embedding(torch.autograd.Function):
 
 
 class Embedding(nn.Embedding):
-    """`torch.nn.Embedding` whose gradient can be kept in place."""
+    """`torch.nn.Embedding` whose gradient can be kept in place; its weight starts uninitialised."""
+
+    def reset_parameters(self) -> None:
+        """Leave the start to whoever loads or initialises the model."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 (...) → (..., embedding_dim)."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from instruct_lm.errors import InputError
+from instruct_lm.gguf import read_gguf
 from instruct_lm.model.gpt import GPT, GPTConfig
 
 Transform = Callable[[Tensor], Tensor]
@@ -170,20 +170,11 @@ class _Safetensors(_Checkpoint):
 
 class _GGUF(_Checkpoint):
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, IndexError, OSError, KeyError) as error:
-            raise InputError(f"{path} is no readable GGUF file ({error}); delete it to fetch it anew") from error
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in self.tensors.items()}
+        self.header = read_gguf(path)
+        self.shapes = {name: tensor.shape for name, tensor in self.header.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        from gguf import dequantize
-
-        tensor = self.tensors[name]
-        return torch.from_numpy(np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W"))
+        return torch.from_numpy(self.header.read(name))
 
 
 def _open(path: Path) -> _Checkpoint:

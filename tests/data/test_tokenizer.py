@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from instruct_lm.data.tokenizer import load_tokenizer, read_gguf_metadata
+from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.gguf import read_gguf
 from instruct_lm.errors import InputError
 from tests.data import gpt2_file
 
@@ -194,7 +195,7 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_gguf_metadata_equals_the_writers(tmp_path):
-    metadata = read_gguf_metadata(write_gguf(tmp_path / "m.gguf"))
+    metadata = read_gguf(write_gguf(tmp_path / "m.gguf")).metadata
     assert metadata["tokenizer.ggml.tokens"] == GGUF_TOKENS
     assert metadata["tokenizer.ggml.merges"] == MERGES
     assert (metadata["a.number"], metadata["a.list"], metadata["general.architecture"]) == (0.5, [1, -2, 3], "llama")
@@ -241,7 +242,7 @@ def test_gguf_with_an_absurd_length(tmp_path, length):
     for value in (struct.pack("<IQ", 8, length), struct.pack("<IIQ", 9, 4, length), struct.pack("<IIQ", 9, 8, length)):
         (tmp_path / "m.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + key + value)
         with pytest.raises(InputError, match="not a complete GGUF file"):
-            read_gguf_metadata(tmp_path / "m.gguf")
+            read_gguf(tmp_path / "m.gguf")
 
 
 @pytest.fixture(scope="module")
