@@ -25,22 +25,25 @@ def main(cfg: DictConfig) -> int:
         return score(config, Path(config["responses"]), output_dir, {"responses": config["responses"]})
 
     from instruct_lm.evaluation.responses import RESPONSES, find_responses
+    from instruct_lm.files import file_stamps, shown
 
     made_by = {key: config[key] for key in ("model", "data", "prompt", "lora", "generation", "seed", "split")}
-    made_by["checkpoint"] = None
-    if config["run"] is not None:
-        stat = (path := checkpoint_path(config["run"], config["checkpoint"])).stat()
-        made_by["checkpoint"] = {"path": str(path), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    checkpoint = checkpoint_path(config["run"], config["checkpoint"]) if config["run"] else None
+    made_by["files"] = file_stamps(
+        checkpoint, config["data"]["source"], config["model"]["weights"], config["model"]["tokenizer"]
+    )
     folder = find_responses(output_dir, made_by)
     if folder is None:
-        respond(config, cfg.device, output_dir, made_by)
+        respond(config, cfg.device, output_dir, checkpoint, made_by)
         folder = output_dir
     else:
-        log.info("responses: made before, in %s", folder)
+        log.info("responses: made before, in %s", shown(folder))
     return score(config, folder / RESPONSES, output_dir, {"model": config["model"]["name"], "run": config["run"]})
 
 
-def respond(config: dict[str, Any], device: DictConfig, output_dir: Path, made_by: dict[str, Any]) -> None:
+def respond(
+    config: dict[str, Any], device: DictConfig, output_dir: Path, checkpoint: Path | None, made_by: dict[str, Any]
+) -> None:
     """Answer the split and save the answers."""
     from tqdm import tqdm
 
@@ -51,11 +54,11 @@ def respond(config: dict[str, Any], device: DictConfig, output_dir: Path, made_b
     accelerator = check_device(device)
     fetcher = build.build_fetcher(config)
     tokenizer = build.build_tokenizer(config["model"], fetcher)
-    examples = getattr(build.build_datamodule(config, tokenizer, fetcher).load_splits(), config["split"])
-    if made_by["checkpoint"] is None:
+    examples = getattr(build.build_datamodule(config, tokenizer, fetcher).splits, config["split"])
+    if checkpoint is None:
         model = build.build_model(config["model"], config["lora"], config["seed"], fetcher)
     else:
-        model = build.load_trained(config, Path(made_by["checkpoint"]["path"]), fetcher)
+        model = build.load_trained(config, checkpoint, fetcher)
     responder = build.build_responder(config, model.to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
     with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
         responses = responder.answer(examples, bar.update)
@@ -66,22 +69,22 @@ def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: di
     """Score the answers and write the summary."""
     from instruct_lm import build
     from instruct_lm.evaluation.report import describe_summary
-    from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, load_responses
+    from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
     from instruct_lm.evaluation.scoring import describe_judge, score_responses, summarise
-    from instruct_lm.files import write_json
+    from instruct_lm.files import shown, write_json
 
     entries = load_responses(responses)
     if responses != output_dir / RESPONSES:
-        write_json(entries, output_dir / RESPONSES)
+        copy_responses(responses, entries, output_dir)
     judge = build.build_judge(config, build.build_fetcher(config))
     try:
         scored = score_responses(entries, judge, output_dir / "scores.jsonl", config["judge"]["concurrency"])
-        summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses.parent)}
+        summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses)}
     finally:
         if judge is not None:
             judge.close()
     write_json(summary, output_dir / "summary.json")
-    log.info("%s\nwritten to %s", describe_summary(summary), output_dir)
+    log.info("%s\nwritten to %s", describe_summary(summary), shown(output_dir))
     return int(summary["failed"] > 0)
 
 

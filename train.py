@@ -23,8 +23,11 @@ def main(cfg: DictConfig) -> None:
 
     from instruct_lm import build
     from instruct_lm.config import check_device
-    from instruct_lm.training.callbacks import Throughput, peak_memory
-    from instruct_lm.training.module import InstructionTuner, OptimizerSettings
+    from instruct_lm.files import shown
+    from instruct_lm.training.callbacks import Throughput, free_memory, peak_memory
+    from instruct_lm.training.memory_estimate import describe, of_config
+    from instruct_lm.training.module import InstructionTuner
+    from instruct_lm.training.optimizers import OptimizerSettings
     from instruct_lm.training.run import build_trainer, fit, planned_steps, record, write_summary
 
     started = time.perf_counter()
@@ -44,16 +47,19 @@ def main(cfg: DictConfig) -> None:
         accumulate=config["trainer"]["accumulate"],
     )
     data.setup()
+    prefix = len(tokenizer.encode_special(data.style.opening))
+    needed = of_config(config, build.gpt_config(config["model"]), data.train.encoded.lengths, prefix)
+    fits, message = describe(needed, free_memory(accelerator))
+    log.log(logging.INFO if fits else logging.WARNING, message)
     model = build.build_model(config["model"], config["lora"], config["seed"], fetcher)
     model.activation_checkpointing = config["trainer"]["activation_checkpointing"]
-    settings = {key: value for key, value in config["optimizer"].items() if key != "name"}
     responder = build.build_responder(config, model, tokenizer)
 
     throughput = Throughput()
     trainer = build_trainer(config, accelerator, data.splits.validation, responder, throughput)
     total_steps = planned_steps(config["trainer"], data.steps_per_epoch(trainer.world_size))
-    module = InstructionTuner(model, OptimizerSettings(**settings), total_steps, config)
-    log.info("device: %s; output: %s", accelerator, output_dir)
+    module = InstructionTuner(model, OptimizerSettings(**config["optimizer"]), total_steps, config)
+    log.info("device: %s; output: %s", accelerator, shown(output_dir))
     before, after = fit(trainer, module, data, output_dir, resume=config["resume"] is not None)
 
     summary = {
@@ -66,14 +72,14 @@ def main(cfg: DictConfig) -> None:
         "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1),
         "train_seconds": round(throughput.seconds, 1),
-        "tokens_per_second": round(throughput.tokens / max(throughput.seconds, 1e-9), 1),
+        "tokens_per_second": round(throughput.tokens_per_second, 1),
         "peak_memory_gb": round(peak_memory(module.device) / 1e9, 2),
         "before": before,
         "after": after,
     }
     write_summary(summary, output_dir)
     record(trainer, config, after)
-    log.info("next: python evaluate.py run=%s", config["output_dir"])
+    log.info("next: python evaluate.py run=%s", shown(output_dir))
 
 
 if __name__ == "__main__":

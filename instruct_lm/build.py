@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from instruct_lm.data.datamodule import InstructionDataModule
-from instruct_lm.data.dataset import resolve_prompt_loss_weight
+from instruct_lm.data.encoding import resolve_prompt_loss_weight
 from instruct_lm.data.prompts import ALPACA, Example, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
@@ -32,7 +31,9 @@ Config = Mapping[str, Any]
 def build_fetcher(config: Config) -> Fetcher:
     """The downloader of a run's sources."""
     cache_dir = config["cache_dir"]
-    return Fetcher(Path(cache_dir).expanduser() if cache_dir else None, offline=config["offline"], mirror=config["mirror"])
+    return Fetcher(
+        Path(cache_dir).expanduser() if cache_dir else None, offline=config["offline"], mirror=config["mirror"]
+    )
 
 
 def build_tokenizer(model: Config, fetcher: Fetcher) -> Tokenizer:
@@ -45,8 +46,8 @@ def build_tokenizer(model: Config, fetcher: Fetcher) -> Tokenizer:
     tokenizer = load_tokenizer(source if source == "bytes" else fetcher.fetch(source, sha256=model["tokenizer_sha256"]))
     if tokenizer.vocab_size > model["vocab_size"]:
         raise InputError(
-            f"model.tokenizer={source} has {tokenizer.vocab_size} ids, model.vocab_size={model['vocab_size']} has room for "
-            "fewer: give the model's own tokenizer"
+            f"model.tokenizer={source} has {tokenizer.vocab_size} ids, model.vocab_size={model['vocab_size']} has room "
+            "for fewer: give the model's own tokenizer"
         )
     return tokenizer
 
@@ -65,7 +66,8 @@ def build_model(model: Config, lora: Config, seed: int, fetcher: Fetcher) -> GPT
         gpt = load_pretrained(sizes, fetcher.fetch(model["weights"], sha256=model["weights_sha256"]))
     if lora["rank"]:
         torch.manual_seed(seed)  # of the adapters' start
-        add_lora(gpt, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"])
+        base_dtype = getattr(torch, lora["base_dtype"])
+        add_lora(gpt, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"], base_dtype)
     return gpt
 
 
@@ -77,9 +79,11 @@ def load_trained(config: Config, checkpoint: Path, fetcher: Fetcher) -> GPT:
     """
     try:
         stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"{checkpoint} is no readable checkpoint ({error}); evaluate the other one or train anew") from error
-    state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+        state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    except Exception as error:  # torch, zip and pickle raise a dozen kinds
+        raise InputError(
+            f"{checkpoint} is no readable checkpoint ({error}); evaluate the other one or train anew"
+        ) from error
     try:
         if config["lora"]["rank"]:
             gpt = build_model(config["model"], config["lora"], config["seed"], fetcher)
@@ -130,7 +134,12 @@ def build_responder(config: Config, model: GPT, tokenizer: Tokenizer) -> Respond
     generation = config["generation"]
     sampling = Sampling(generation["temperature"], generation["top_k"], generation["top_p"], generation["seed"])
     return Responder(
-        model, tokenizer, get_style(config["prompt"]["style"]), generation["max_new_tokens"], sampling, generation["batch_size"]
+        model,
+        tokenizer,
+        get_style(config["prompt"]["style"]),
+        generation["max_new_tokens"],
+        sampling,
+        generation["batch_size"],
     )
 
 

@@ -117,9 +117,9 @@ class DeviceConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule, in optimizer steps."""
+    """The optimizer and its schedule, in optimizer steps."""
 
-    name: str = field(metadata=_one_of("adamw"))
+    name: str = field(metadata=_one_of("adamw", "adafactor"))
     lr: float = field(metadata=POSITIVE)
     weight_decay: float = field(metadata=NOT_NEGATIVE)
     beta1: float = field(metadata=BELOW_ONE)
@@ -127,6 +127,7 @@ class OptimizerConfig:
     eps: float = field(metadata=POSITIVE)
     warmup_steps: int = field(metadata=NOT_NEGATIVE)
     schedule: str = field(metadata=_one_of("constant", "cosine"))
+    in_backward: bool
 
 
 @dataclass
@@ -151,6 +152,7 @@ class LoraConfig:
     alpha: float = field(metadata=NOT_NEGATIVE)
     dropout: float = field(metadata=BELOW_ONE)
     targets: list[str] = field(metadata=LORA_TARGETS)
+    base_dtype: str = field(metadata=_one_of("float32", "bfloat16"))
 
 
 @dataclass
@@ -255,6 +257,17 @@ def check_train_config(cfg: DictConfig) -> None:
             f"lora.rank={cfg.lora.rank} with lora.targets={list(cfg.lora.targets)} and lora.alpha={cfg.lora.alpha} "
             "trains nothing: choose lora=r16, or give both."
         )
+    if cfg.optimizer.in_backward:
+        clashes = {
+            "optimizer.name": cfg.optimizer.name != "adamw",
+            "trainer.accumulate": cfg.trainer.accumulate != 1,
+            "trainer.clip_norm": cfg.trainer.clip_norm is not None,
+        }
+        for key in (key for key, clash in clashes.items() if clash):
+            raise InputError(
+                f"{key}={OmegaConf.select(cfg, key)} with optimizer.in_backward=true: gradients are gone before they "
+                f"could be summed or measured, and it is AdamW's. Use optimizer.in_backward=false, or leave out {key}."
+            )
     max_steps, warmup = cfg.trainer.max_steps, cfg.optimizer.warmup_steps
     if cfg.trainer.max_epochs is None and max_steps is None:
         raise InputError(

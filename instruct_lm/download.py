@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ TRANSIENT = (
 )
 
 
-class DownloadError(RuntimeError):
-    """A server or the network failed, not the user: the commands print the message alone and end with status 1."""
+class DownloadError(RunError):
+    """A server or the network failed, not the user."""
 
 
 class _Retry(Exception):

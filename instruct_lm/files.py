@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what to call them."""
 
 import json
 import os
@@ -23,3 +23,14 @@ def write_text(text: str, path: Path) -> None:
 def write_json(value: Any, path: Path) -> None:
     """Write a JSON file whole or not at all."""
     write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def file_stamps(*paths: str | Path | None) -> dict[str, list[int]]:
+    """Bytes and time of change (ns) of those that are local files: other stamps, other content."""
+    files = [Path(path) for path in paths if path is not None and Path(path).is_file()]
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def shown(path: Path) -> Path:
+    """A path as the user would type it: relative where it lies in the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -90,7 +90,9 @@ class _Reader:
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r}, version {version}")
         metadata = {self.string(): self.value(*self.numbers("I")) for _ in range(n_values)}
-        stored = [(self.string(), self.numbers(f"{self.numbers('I')[0]}Q"), *self.numbers("IQ")) for _ in range(n_tensors)]
+        stored = [
+            (self.string(), self.numbers(f"{self.numbers('I')[0]}Q"), *self.numbers("IQ")) for _ in range(n_tensors)
+        ]
         alignment = metadata.get("general.alignment", 32)
         start = -(-self.position // alignment) * alignment
         tensors = {name: StoredTensor(shape[::-1], kind, start + offset) for name, shape, kind, offset in stored}

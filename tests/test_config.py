@@ -151,7 +151,7 @@ def test_hashes_in_conf_are_those_of_the_files(shared_dir: Path) -> None:
 
 def test_choices_named_in_two_places_agree() -> None:
     from instruct_lm.config import LORA_TARGETS
-    from instruct_lm.data.dataset import OVERLONG
+    from instruct_lm.data.encoding import OVERLONG
     from instruct_lm.model.lora import TARGETS
 
     overlong = next(f for f in fields(DataConfig) if f.name == "overlong").metadata["rule"]

@@ -9,21 +9,18 @@ from itertools import groupby
 
 import numpy as np
 
-from instruct_lm.data.dataset import (
+from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
+from instruct_lm.data.encoding import (
     OVERLONG,
     EncodedExample,
-    Splits,
-    duplicates_between,
     encode_examples,
-    load_examples,
     loss_weights,
     resolve_prompt_loss_weight,
-    split,
 )
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
-from instruct_lm.errors import InputError
-from instruct_lm.sources import DownloadError, Fetcher, default_cache_dir
+from instruct_lm.errors import InputError, RunError
+from instruct_lm.sources import Fetcher, default_cache_dir
 
 _COLOURS = {0.0: "\x1b[90m", 1.0: "\x1b[32m"}  # grey: not trained, green: trained; yellow: in between
 _LISTED = 5  # duplicates that are shown; the rest are counted
@@ -36,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
         _show(options)
-    except (InputError, DownloadError) as error:
+    except (InputError, RunError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0

@@ -1,19 +1,21 @@
 """Token ids and loss weights to batches: padded rows, or one packed sequence with the shared prefix once.
 
-Both layouts are the same mathematics: the tests compare their losses and gradients. Padding is known by lengths, never by
-token id, since the padding id equals the end token.
+Both layouts are the same mathematics: the tests compare their losses and gradients. Padding is known by lengths, never
+by token id, since the padding id equals the end token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from instruct_lm.model.packing import Packing, common_prefix_length, pack
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -45,8 +47,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, packing=self.packing and self.packing.to(device), **moved)
+        moved: dict[str, Any] = {}  # a tensor or a packing each
+        for name, value in vars(self).items():
+            if isinstance(value, (Tensor, Packing)):
+                moved[name] = value.to(device)
+        return replace(self, **moved)
 
 
 def collate(
@@ -114,4 +119,3 @@ def collate(
         packing=packing,
         n_tokens=int(lengths.sum()) + len(rows),
     )
-

@@ -9,25 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instruct_lm.data.batching import Batch, collate
-from instruct_lm.data.dataset import (
-    EncodedDataset,
-    Splits,
-    duplicates_between,
-    encode_cached,
-    load_examples,
-    loss_weights,
-    split,
-)
-from instruct_lm.data.prompts import PromptStyle
+from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
+from instruct_lm.data.encoding import EncodedDataset, encode_cached, loss_weights
+from instruct_lm.data.prompts import Example, PromptStyle
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
 
@@ -126,8 +119,8 @@ class StepSampler(Sampler[MicroBatch]):
         return self.batch_size * self.accumulate * self.world_size
 
     def _micro_batches(self, rows: int) -> int:
-        """Micro-batches on each rank for a step of that many rows."""
-        return min(self.accumulate, -(-rows // (self.batch_size * self.world_size))) if rows >= self.world_size else 0
+        """Micro-batches on each rank for a step of that many rows: as few as fit, and none of them empty."""
+        return min(self.accumulate, -(-rows // (self.batch_size * self.world_size)), rows // self.world_size)
 
 
 class BatchDataset(Dataset[Batch]):
@@ -135,7 +128,7 @@ class BatchDataset(Dataset[Batch]):
 
     Args:
         encoded: the rows.
-        prompt_loss_weight, mask_header: as for `instruct_lm.data.dataset.loss_weights`.
+        prompt_loss_weight, mask_header: as for `instruct_lm.data.encoding.loss_weights`.
         layout: ``packed`` or ``padded``.
     """
 
@@ -167,10 +160,11 @@ class StepLoader(DataLoader[Batch]):
 
     def __init__(self, dataset: BatchDataset, sampler: StepSampler, num_workers: int = 0) -> None:
         super().__init__(dataset, sampler=sampler, batch_size=None, num_workers=num_workers)
+        self.plan = sampler
         self.done = 0
 
-    def __iter__(self) -> Iterator[Any]:
-        self.done = self.sampler.start  # type: ignore[attr-defined]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own private iterator
+        self.done = self.plan.start
         for batch in super().__iter__():
             self.done += 1
             yield batch
@@ -181,7 +175,7 @@ class StepLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the batches of ``state``."""
-        self.sampler.start = state["done"]  # type: ignore[attr-defined]
+        self.plan.start = state["done"]
 
 
 class InstructionDataModule(pl.LightningDataModule):
@@ -192,10 +186,10 @@ class InstructionDataModule(pl.LightningDataModule):
         tokenizer: encodes the entries.
         style: the prompt style.
         block_size: most tokens of a row that the model takes.
-        prompt_loss_weight, mask_header: as for `instruct_lm.data.dataset.loss_weights`.
+        prompt_loss_weight, mask_header: as for `instruct_lm.data.encoding.loss_weights`.
         train_fraction, test_fraction, shuffle, seed: as for `instruct_lm.data.dataset.split`.
         batch_size, accumulate, group_by_length: as for `StepSampler`.
-        max_length, overlong: as for `instruct_lm.data.dataset.encode_examples`.
+        max_length, overlong: as for `instruct_lm.data.encoding.encode_examples`.
         layout: ``packed`` or ``padded``.
         num_workers: processes that make batches; 0 makes them in this one, which is seldom slower.
         limit: use the first entries only.
@@ -233,10 +227,10 @@ class InstructionDataModule(pl.LightningDataModule):
         # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
         self.max_length, self.overlong = max_length or block_size, overlong
         self.num_workers, self.limit, self.cache_dir = num_workers, limit, cache_dir
-        self.splits: Splits | None = None
 
-    def load_splits(self) -> Splits:
-        """Load and split the entries, without encoding them.
+    @cached_property
+    def splits(self) -> Splits:
+        """The entries, loaded and split when first asked for.
 
         Raises:
             InputError: malformed entries, or an empty split.
@@ -250,19 +244,25 @@ class InstructionDataModule(pl.LightningDataModule):
             log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), example)
         return splits
 
+    @cached_property
+    def train(self) -> BatchDataset:
+        """The training split, encoded."""
+        return self._encode(self.splits.train, "train")
+
+    @cached_property
+    def validation(self) -> BatchDataset:
+        """The validation split, encoded."""
+        return self._encode(self.splits.validation, "validation")
+
     def setup(self, stage: str | None = None) -> None:
-        """Load, split and encode, once.
+        """Load, split and encode now, rather than at the first batch.
 
         Raises:
-            InputError: as for `load_splits`, or nothing left of a split.
+            InputError: as for `splits`, or nothing left of a split.
         """
-        if self.splits is not None:
-            return
-        self.splits = self.load_splits()
-        self.train = self._encode(self.splits.train, "train")
-        self.validation = self._encode(self.splits.validation, "validation")
+        _ = self.train, self.validation
 
-    def _encode(self, examples: Sequence[Any], name: str) -> BatchDataset:
+    def _encode(self, examples: Sequence[Example], name: str) -> BatchDataset:
         try:
             encoded = encode_cached(
                 examples, self.tokenizer, self.style, self.max_length, self.overlong, self.cache_dir
@@ -303,7 +303,3 @@ class InstructionDataModule(pl.LightningDataModule):
             group_by_length=self.group_by_length or not shuffle,
         )
         return StepLoader(dataset, sampler, self.num_workers)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch to the device."""
-        return batch.to(device)

@@ -70,7 +70,7 @@ PHI3 = PromptStyle(  # the same chapter, exercise 7.1
     header="\n<|assistant|>:\n",
 )
 # SmolLM2-Instruct's own chat template without its system turn. The user's `<|im_end|>` closes the prompt, so it is
-# weighted as prompt; the one after the response is that tokenizer's end token, added once by the encoder and not here.
+# weighted as prompt; a trained response ends with the tokenizer's end token, as in every style.
 CHATML = PromptStyle(
     name="chatml",
     opening="<|im_start|>user\n",

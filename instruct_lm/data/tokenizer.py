@@ -28,13 +28,15 @@ class Tokenizer:
     """Text to token ids and back, over a `tiktoken.Encoding`.
 
     Attributes:
-        end_of_text: The id that ends a response.
+        end_of_text: The id that ends a response in training.
+        stop_tokens: The ids that end one in generation: `end_of_text`, and the one a chat model ends its turn with.
         vocab_size: Number of ids, special tokens included.
     """
 
-    def __init__(self, encoding: tiktoken.Encoding, end_of_text: int) -> None:
+    def __init__(self, encoding: tiktoken.Encoding, end_of_text: int, end_of_turn: int | None = None) -> None:
         self.encoding = encoding
         self.end_of_text = end_of_text
+        self.stop_tokens = frozenset({end_of_text, end_of_text if end_of_turn is None else end_of_turn})
         self.vocab_size = encoding.n_vocab
         ranks = encoding._mergeable_ranks
         self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in ranks)
@@ -183,6 +185,4 @@ def _gguf_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"{path}: its tokens, token types and merges do not fit together ({error!r}).") from error
     if not 0 <= end < len(tokens):
         raise InputError(f"{path}: the end token {end} is not in its vocabulary of {len(tokens)}.")
-    return Tokenizer(encoding, end)
-
-
+    return Tokenizer(encoding, special.get(END_OF_TEXT, end), end)

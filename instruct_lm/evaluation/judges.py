@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, RunError
 from instruct_lm.evaluation.metrics import chrf, exact_match
 
 Entry = Mapping[str, str]
@@ -17,7 +17,7 @@ BOOK_PROMPT = (
 )
 
 
-class JudgeError(RuntimeError):
+class JudgeError(RunError):
     """The judge cannot be asked (no server, no key accepted); the message names the remedy."""
 
 

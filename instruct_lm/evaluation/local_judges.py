@@ -92,7 +92,7 @@ class LlamaCppJudge(OpenAIJudge):
         **options: Any,
     ) -> None:
         self.path, self.n_ctx, self.n_threads = Path(model), n_ctx, n_threads
-        if not self.path.is_file() or self.path.open("rb").read(4) != b"GGUF":
+        if not _is_gguf(self.path):
             raise InputError(f"judge.model={model}: not a GGUF file; give the path of one, or choose another judge")
         try:
             import xllamacpp
@@ -153,3 +153,10 @@ class LlamaCppJudge(OpenAIJudge):
         super().close()
         with self._one_at_a_time:
             self._running = None
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"

@@ -190,7 +190,11 @@ class OpenAIJudge:
                 wait = _retry_after(reply.headers.get("Retry-After"))
             if attempt == self.retries:
                 raise failure
-            pause = self.backoff * 2**attempt * random.uniform(0.5, 1) if wait is None else wait + self.backoff * random.random()
+            pause = (
+                self.backoff * 2**attempt * random.uniform(0.5, 1)
+                if wait is None
+                else wait + self.backoff * random.random()
+            )
             if self._closed.wait(min(pause, MAX_WAIT)):
                 raise failure
             attempt += 1

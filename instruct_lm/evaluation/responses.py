@@ -12,7 +12,7 @@ from instruct_lm.data.prompts import Example, PromptStyle, extract_response
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.files import write_json
-from instruct_lm.model.generation import Sampling, generate, stream
+from instruct_lm.model.generation import GREEDY, Sampling, generate, stream
 from instruct_lm.model.gpt import GPT
 
 
@@ -37,7 +37,7 @@ class Responder:
 
     Args:
         model: the model.
-        tokenizer: its tokenizer; ``end_of_text`` ends an answer.
+        tokenizer: its tokenizer; ``stop_tokens`` end an answer.
         style: the prompt style that the model was trained with.
         max_new_tokens: most tokens of an answer.
         sampling: how tokens are chosen.
@@ -48,20 +48,20 @@ class Responder:
     tokenizer: Tokenizer
     style: PromptStyle
     max_new_tokens: int = 256
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     batch_size: int = 32
 
     def answer(self, examples: Sequence[Example], on_done: Callable[[int], None] | None = None) -> list[Response]:
         """Answer instructions, in their order; ``on_done`` is told how many are finished at once.
 
         Raises:
-            ValueError: a prompt that leaves the model no room to answer.
+            InputError: as for `prompt_ids`.
         """
         made = generate(
             self.model,
             [self.prompt_ids(example) for example in examples],
             max_new_tokens=self.max_new_tokens,
-            end_token=self.tokenizer.end_of_text,
+            end_tokens=self.tokenizer.stop_tokens,
             sampling=self.sampling,
             batch_size=self.batch_size,
             on_done=on_done,
@@ -75,7 +75,7 @@ class Responder:
             self.model,
             [self.prompt_ids(example)],
             max_new_tokens=self.max_new_tokens,
-            end_token=self.tokenizer.end_of_text,
+            end_tokens=self.tokenizer.stop_tokens,
             sampling=self.sampling,
         ):
             ids.append(step[0])
@@ -85,15 +85,23 @@ class Responder:
         """The ids that training puts before a response: the prompt's, then the header's.
 
         A prompt that fills the model is cut to the tokens before its header that leave room for an answer.
+
+        Raises:
+            InputError: the prompt style alone fills the model.
         """
         style, encode_special = self.style, self.tokenizer.encode_special
         opening, body = encode_special(style.opening), self.tokenizer.encode(style.body(example))
         closing = encode_special(style.closing) + encode_special(style.header)
         room = self.model.config.block_size - len(opening) - len(closing) - 1
-        return [*opening, *body[: max(room, 0)], *closing]
+        if room < 0:
+            raise InputError(
+                f"prompt={style.name} takes {len(opening) + len(closing)} tokens, and model.block_size="
+                f"{self.model.config.block_size} has no room for more: choose a larger one or another prompt style."
+            )
+        return [*opening, *body[:room], *closing]
 
     def _response(self, ids: list[int]) -> Response:
-        ended = bool(ids) and ids[-1] == self.tokenizer.end_of_text
+        ended = bool(ids) and ids[-1] in self.tokenizer.stop_tokens
         text = self.tokenizer.decode(ids[:-1] if ended else ids)
         return Response(extract_response(text, self.style), len(ids), ended)
 
@@ -112,23 +120,42 @@ def save_responses(
         responses: their answers, in the same order.
         made_by: all that decides the answers, as plain values.
     """
-    made = [{"tokens": response.tokens, "ended": response.ended} for response in responses]
-    write_json({"made_by": made_by, "responses": made}, folder / MADE_BY)
     entries = [
         {**asdict(example), "model_response": response.text}
         for example, response in zip(examples, responses, strict=True)
     ]
+    made = [{"tokens": response.tokens, "ended": response.ended} for response in responses]
+    _write(folder, entries, {"made_by": made_by, "responses": made})
+
+
+def copy_responses(source: Path, entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write entries that were loaded from ``source`` as `responses.json`, with its record of how they were made."""
+    _write(folder, entries, _record(source))
+
+
+def _write(folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any] | None) -> None:
+    """Whenever it is stopped, no record stands beside responses that are not its own."""
+    (folder / MADE_BY).unlink(missing_ok=True)
     write_json(entries, folder / RESPONSES)
+    if record is not None:
+        write_json(record, folder / MADE_BY)
+
+
+def _record(responses: Path) -> dict[str, Any] | None:
+    """How a file of responses was made; None if we did not make it."""
+    if responses.name != RESPONSES:
+        return None
+    try:
+        return json.loads(responses.with_name(MADE_BY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def find_responses(folder: Path, made_by: Mapping[str, Any]) -> Path | None:
     """A folder whose responses were made in exactly this way: this one, or one beside it (another judge's)."""
     for candidate in [folder, *sorted(path for path in folder.parent.glob("*") if path.is_dir())]:
-        try:
-            record = json.loads((candidate / MADE_BY).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if record["made_by"] == made_by and (candidate / RESPONSES).is_file():
+        record = _record(candidate / RESPONSES)
+        if record is not None and record["made_by"] == made_by and (candidate / RESPONSES).is_file():
             return candidate
     return None
 
@@ -143,18 +170,18 @@ def load_responses(path: Path) -> list[dict[str, Any]]:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"responses file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"responses file {path} is no JSON: {error}") from error
     if not isinstance(entries, list):
         raise InputError(f"responses file {path}: expected a JSON list of entries with model_response")
     return entries
 
 
-def answer_statistics(folder: Path) -> dict[str, float]:
-    """Mean tokens an answer and the share that the model ended itself; nothing for answers of unknown origin."""
-    try:
-        made = json.loads((folder / MADE_BY).read_text(encoding="utf-8"))["responses"]
-    except (OSError, ValueError, KeyError):
+def answer_statistics(responses: Path) -> dict[str, float]:
+    """Mean tokens an answer and the share that the model ended itself; nothing for a file that others made."""
+    record = _record(responses)
+    if record is None:
         return {}
+    made = record["responses"]
     n = len(made)
     return {"mean_tokens": sum(x["tokens"] for x in made) / n, "ended": sum(x["ended"] for x in made) / n}

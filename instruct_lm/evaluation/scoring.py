@@ -96,10 +96,11 @@ def score_responses(
     one_at_a_time = threading.Lock()
     unreachable = 0  # in a row
     numbers = [item.score for item in scored.values() if item.score is not None]
+    total, count = sum(numbers), len(numbers)
     bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry", disable=not progress)
 
     def ask(index: int) -> None:
-        nonlocal unreachable
+        nonlocal unreachable, total, count
         entry = texts[index]
         response, reference = entry["model_response"], entry["output"]
         # before the question, so that nothing stands between an answer and its line
@@ -118,8 +119,8 @@ def score_responses(
                     f"{len(scored)} of {len(texts)} entries are kept in {path}; see to the server and run it again."
                 )
             if item.score is not None:
-                numbers.append(item.score)
-                bar.set_postfix_str(f"mean {np.mean(numbers):.1f}", refresh=False)
+                total, count = total + item.score, count + 1
+                bar.set_postfix_str(f"mean {total / count:.1f}", refresh=False)
             bar.update()
 
     with bar, path.open("ab", buffering=0) as file:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from instruct_lm.model.gpt import GPT, KVCache
 from instruct_lm.model.packing import common_prefix_length, pack
@@ -62,14 +61,17 @@ class Sampling:
         return ids.gather(1, chosen)[:, 0]
 
 
+GREEDY = Sampling()
+
+
 @torch.inference_mode()
 def stream(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    end_token: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    end_tokens: Collection[int] = (),
+    sampling: Sampling = GREEDY,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[dict[int, int]]:
     """Generate for a batch of prompts, a token at a time.
@@ -80,7 +82,7 @@ def stream(
         model: in eval mode, else dropout applies.
         prompts: B lists of token ids, of any lengths from 1 to ``block_size``.
         max_new_tokens: most tokens to make for a prompt.
-        end_token: id that ends a row; it is yielded too. None: rows end by length alone.
+        end_tokens: ids that end a row; they are yielded too. None of them: rows end by length alone.
         sampling: how tokens are chosen.
         numbers: the prompts' numbers for the sampling seeds; None: 0 to B - 1.
 
@@ -105,14 +107,13 @@ def stream(
     alive = torch.ones(len(active), dtype=torch.bool)
     step = 0
     while True:
-        logits = F.linear(hidden, model.head_weight)  # (rows, V)
+        logits = model.logits(hidden)  # (rows, V)
         tokens = sampling.choose(logits, [generators[i] for i in active.tolist()])
         step += 1
         listed = tokens.tolist()
         yield {i: listed[row] for row, i in enumerate(active.tolist()) if alive[row]}
         ended = room[active] <= step
-        if end_token is not None:
-            ended |= tokens.cpu() == end_token
+        ended |= torch.isin(tokens.cpu(), torch.tensor(list(end_tokens), dtype=torch.long))
         alive &= ~ended
         if not alive.any():
             return
@@ -130,13 +131,13 @@ def _row_seed(seed: int, number: int) -> int:
 
 def _prefill(model: GPT, prompts: Sequence[Sequence[int]], room: Tensor) -> tuple[Tensor, KVCache]:
     """Hidden states (B, C) of the prompts' last tokens, and their cache with ``room`` (B,) for more."""
-    device, dtype = model.wte.weight.device, model.wte.weight.dtype
+    device = model.wte.weight.device
     rows = [torch.tensor(prompt) for prompt in prompts]
     lengths = torch.tensor([len(row) for row in rows])
     packing = pack(lengths, common_prefix_length(rows))
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L)
     positions = torch.arange(padded.shape[1]).expand(padded.shape)
-    cache = KVCache(model.config, len(rows), int((lengths + room).max()), dtype, device)
+    cache = KVCache(model.config, len(rows), int((lengths + room).max()), model.dtype, device)
     hidden = model.hidden_states(
         padded.flatten()[packing.columns].to(device),
         positions.flatten()[packing.columns].to(device),
@@ -153,8 +154,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    end_token: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    end_tokens: Collection[int] = (),
+    sampling: Sampling = GREEDY,
     batch_size: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
@@ -178,7 +179,7 @@ def generate(
                 model,
                 [prompts[i] for i in batch],
                 max_new_tokens=max_new_tokens,
-                end_token=end_token,
+                end_tokens=end_tokens,
                 sampling=sampling,
                 numbers=batch,
             )

@@ -59,7 +59,8 @@ class GPTConfig:
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head or self.n_head % self.kv_heads:
             raise ValueError(
-                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, and n_head of n_kv_head={self.kv_heads}"
+                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
+                f"and that of n_kv_head={self.kv_heads}"
             )
         for name, choices in (
             ("norm", ("layernorm", "rmsnorm")),
@@ -130,9 +131,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
-        self.qkv = Linear(
-            config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias
-        )
+        self.qkv = Linear(config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
         self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
 
@@ -264,9 +263,18 @@ class GPT(nn.Module):
         """(V, C), the matrix that turns hidden states into logits."""
         return self.wte.weight
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations: a frozen base may store its matrices in a smaller one."""
+        return self.ln_f.weight.dtype  # type: ignore[return-value]
+
     def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Logits (..., V) of int64 ids (B, L), or (T,) with a ``packing``; arguments as for `hidden_states`."""
-        return F.linear(self.hidden_states(input_ids, **context), self.head_weight)
+        return self.logits(self.hidden_states(input_ids, **context))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) → (..., V)."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def hidden_states(
         self,
@@ -300,10 +308,10 @@ class GPT(nn.Module):
         return hidden[:, 0]
 
     def _blocks(self, input_ids: Tensor, position_ids: Tensor, **context: Any) -> Tensor:
-        x = self.wte(input_ids)
+        x = self.wte(input_ids).to(self.dtype)
         rope = None
         if self.wpe is not None:
-            x = x + self.wpe(position_ids)
+            x = x + self.wpe(position_ids).to(self.dtype)
         else:
             rope = self._rope(position_ids, x.dtype)
         x = self.dropout(x)

@@ -1,9 +1,9 @@
 """Weight gradients written where they stay: by the matrix product itself, into the parameter's own ``grad``.
 
 Autograd makes a new matrix for every weight, adds it to ``grad`` and throws it away, and the step begins by filling
-``grad`` with zeros. For a model of a gigabyte on a CPU that traffic costs a tenth of the step. Here the first product of
-a step overwrites (``beta=0``) and later ones add. The sums are the same, but autograd sees no gradient of these weights:
-hooks on them never run, so use it in a single process and without an optimizer step in the backward pass.
+``grad`` with zeros. Here the first product of a step overwrites (``beta=0``) and later ones add. The sums are the same,
+but autograd sees no gradient of these weights: hooks on them never run, so use it in a single process and without an
+optimizer step in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_STALE = "_kept_grad_is_stale"  # attribute of a parameter: what its gradient holds is of the step before
+
 
 def keep_gradients(model: nn.Module) -> None:
     """Give the trained weights of linear layers and embeddings a ``grad`` that their backward pass writes into."""
     for module in model.modules():
         if isinstance(module, (Linear, Embedding)) and module.weight.requires_grad:
             module.weight.grad = torch.empty_like(module.weight)
-            module.weight.grad_is_stale = True  # type: ignore[assignment]  # what it holds is of the step before
+            setattr(module.weight, _STALE, True)
 
 
 def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Begin a step: kept gradients will be overwritten, others are filled with zeros in place."""
     for parameter in parameters:
         if is_kept(parameter):
-            parameter.grad_is_stale = True  # type: ignore[assignment]
+            setattr(parameter, _STALE, True)
         elif parameter.grad is not None:
             parameter.grad.zero_()
 
 
 def is_kept(parameter: Tensor) -> bool:
     """Whether `keep_gradients` was called for it."""
-    return hasattr(parameter, "grad_is_stale")
+    return hasattr(parameter, _STALE)
 
 
 def add_product(parameter: Tensor, left: Tensor, right: Tensor) -> None:
     """``parameter.grad`` = ``left @ right``, or += if something of this step is there already."""
     grad = parameter.grad
-    torch.addmm(grad, left, right, beta=0 if parameter.grad_is_stale else 1, out=grad)  # type: ignore[attr-defined]
-    parameter.grad_is_stale = False  # type: ignore[attr-defined]
+    torch.addmm(grad, left, right, beta=0 if getattr(parameter, _STALE) else 1, out=grad)  # type: ignore[arg-type]
+    setattr(parameter, _STALE, False)
 
 
 class _Linear(torch.autograd.Function):
@@ -63,6 +65,19 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _FrozenLinear(torch.autograd.Function):
+    """A frozen weight in a small dtype, widened for each product and never held wide."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight.to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad @ ctx.weight.to(grad.dtype), None, None
+
+
 class Linear(nn.Linear):
     """`torch.nn.Linear` whose weight gradient can be kept in place; its parameters start uninitialised."""
 
@@ -73,6 +88,8 @@ class Linear(nn.Linear):
         """(..., in_features) → (..., out_features)."""
         if is_kept(self.weight) and torch.is_grad_enabled():
             return _Linear.apply(x, self.weight, self.bias)
+        if self.weight.dtype != x.dtype and not self.weight.requires_grad:
+            return _FrozenLinear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -85,9 +102,9 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         ids, weight = ctx.saved_tensors
-        if weight.grad_is_stale:
+        if getattr(weight, _STALE):
             weight.grad.zero_()
-            weight.grad_is_stale = False
+            setattr(weight, _STALE, False)
         weight.grad.index_add_(0, ids.flatten(), grad.flatten(0, -2))
         return None, None
 

@@ -40,16 +40,25 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """The layer with the adapter added to its weights."""
-        self.linear.weight += (self.scale * self.lora_b @ self.lora_a).to(self.linear.weight.dtype)
+        """The layer with the adapter added to its weights, in the adapter's dtype."""
+        weight = self.linear.weight.to(self.lora_a.dtype) + self.scale * self.lora_b @ self.lora_a
+        self.linear.weight = nn.Parameter(weight, requires_grad=False)
         return self.linear
 
 
-def add_lora(model: GPT, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = TARGETS) -> GPT:
+def add_lora(
+    model: GPT,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Sequence[str] = TARGETS,
+    base_dtype: torch.dtype | None = None,
+) -> GPT:
     """Freeze the model and give its linear layers adapters, in place.
 
     Args:
         targets: which layers of each block, by name; see `TARGETS`.
+        base_dtype: store the frozen matrices in this dtype; they are widened for each product. None: as they are.
 
     Raises:
         ValueError: a target that is none.
@@ -57,6 +66,10 @@ def add_lora(model: GPT, rank: int, alpha: float, dropout: float = 0.0, targets:
     if unknown := [target for target in targets if target not in TARGETS]:
         raise ValueError(f"lora.targets={unknown} are no layers of a block: choose among {', '.join(TARGETS)}")
     model.requires_grad_(False)
+    if base_dtype is not None:
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.data = module.weight.data.to(base_dtype)
     for block in model.h:
         for target in targets:
             parent, name = target.split(".")

@@ -1,8 +1,8 @@
 """Sequences of different lengths as one, with the prefix that all begin with standing once.
 
 A causal model gives equal prefixes equal hidden states, so they need computing once. Linear layers and norms see the
-packed tokens alone: no padding, no repeated prefix. Only attention sees rows (`Packing.rows`), so its cost is that of the
-padded batch, never the square of the packed length.
+packed tokens alone: no padding, no repeated prefix. Only attention sees rows (`Packing.rows`), so its cost is that of
+the padded batch, never the square of the packed length.
 """
 
 from __future__ import annotations

@@ -109,7 +109,9 @@ def load_pretrained(config: GPTConfig, path: Path, dtype: torch.dtype = torch.fl
                 rows = parameter[start : start + piece.shape[0]]
                 rows.copy_(tensor if piece.transform is None else piece.transform(tensor))
                 start += piece.shape[0]
-        if layout.head in checkpoint.shapes and not torch.equal(checkpoint.read(layout.head).to(dtype), model.wte.weight):
+        if layout.head in checkpoint.shapes and not torch.equal(
+            checkpoint.read(layout.head).to(dtype), model.wte.weight
+        ):
             raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
     return model
 
@@ -158,7 +160,9 @@ class _Safetensors(_Checkpoint):
                         self.shapes[name] = tuple(file.get_slice(stored).get_shape())
                         self.files[name] = path, stored
             except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is no readable safetensors file ({error}); delete it to fetch it anew") from error
+                raise InputError(
+                    f"{path} is no readable safetensors file ({error}); delete it to fetch it anew"
+                ) from error
 
     def read(self, name: str) -> Tensor:
         from safetensors import safe_open

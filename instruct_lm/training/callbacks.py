@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.data.prompts import Example
+from instruct_lm.errors import RunError
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory(accelerator: str) -> int:
+    """Bytes that a run could still take: of the first GPU, or of the machine."""
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
 def memory_now(device: torch.device) -> int:
     """Bytes held now, measured like `peak_memory`."""
     if device.type == "cuda":
@@ -49,9 +58,15 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.tokens, self.seconds = 0, 0.0
-        self._tokens, self._since = 0, 0.0
+        self._since = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Say that the first step begins."""
+        log.info("training: from step %d", trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Start the clock of a step; validation and checkpoints between steps do not count."""
         self._since = time.perf_counter()
 
@@ -62,8 +77,7 @@ class Throughput(Callback):
         seconds = time.perf_counter() - self._since
         self.tokens, self.seconds = self.tokens + batch.n_tokens, self.seconds + seconds
         module.log("train/tokens_per_second", batch.n_tokens / seconds)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            module.log("train/memory_gb", memory_now(module.device) / 1e9)
+        module.log("train/memory_gb", memory_now(module.device) / 1e9)
 
     @property
     def tokens_per_second(self) -> float:
@@ -152,16 +166,38 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", "<br>")
 
 
-class StopAfter(Callback):
-    """Ends training after ``max_steps`` optimizer steps, with the validation that Lightning's own limit leaves out."""
-
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
+class StopIfDiverged(Callback):
+    """Ends a run whose loss is no number any more: nothing after it would mean anything."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Ask for the end."""
-        if trainer.global_step >= self.max_steps:
-            trainer.should_stop = True
+        """Look at the latest loss."""
+        loss = float(trainer.callback_metrics.get("train/loss", 0.0))
+        if not math.isfinite(loss):
+            raise RunError(
+                f"Training diverged: the loss is {loss} at step {trainer.global_step}. Lower optimizer.lr, or try "
+                "trainer.clip_norm=1 and optimizer.warmup_steps=50."
+            )
+
+
+class ValidateEvery(Callback):
+    """Validates each ``interval`` epochs, between optimizer steps, and after the last step of all.
+
+    Lightning counts from the start of an epoch and leaves out what its interval does not divide.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Decide whether a validation follows."""
+        batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+        done, start = batch_idx + 1, batch_idx // accumulated * accumulated  # `start`: of this optimizer step
+        now, then = (int((trainer.current_epoch + n / batches) / self.interval + 1e-6) for n in (done, start))
+        last = trainer.global_step >= module.total_steps  # type: ignore[operator]
+        due = (done % accumulated == 0 or done == batches) and (now > then or last)
+        trainer.val_check_batch = done if due else done + 1  # due: it divides the batches done
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -205,7 +241,7 @@ class SaveBest(ModelCheckpoint):
 class SaveLast(Callback):
     """Keeps a checkpoint with all that a resume needs: after each epoch, every few minutes, and when asked to stop.
 
-    The first SIGINT (Ctrl-C) or SIGTERM ends training after the step under way, with a checkpoint; a second one at once.
+    The first SIGINT (Ctrl-C) or SIGTERM ends training with a checkpoint after the step under way, a second one at once.
 
     Args:
         path: of the checkpoint.
@@ -215,6 +251,7 @@ class SaveLast(Callback):
     def __init__(self, path: Path, every_seconds: float = 600.0) -> None:
         self.path, self.every_seconds = path, every_seconds
         self.stop_requested = False
+        self._postponed = False
         self._saved_at = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
@@ -227,7 +264,7 @@ class SaveLast(Callback):
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
         self._restore()
-        print("\nStopping after this step and saving a checkpoint; once more to stop at once.", file=sys.stderr)
+        print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
@@ -237,10 +274,15 @@ class SaveLast(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Save between optimizer steps of an epoch; its last step is saved with the epoch."""
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = time.monotonic() - self._saved_at >= self.every_seconds
-        if between_steps and (due or self.stop_requested) and batch_idx + 1 < trainer.num_training_batches:
+        """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
+        done = batch_idx + 1
+        between_steps = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
+        due = self.stop_requested or time.monotonic() - self._saved_at >= self.every_seconds
+        if not (due and between_steps):
+            return
+        if done % trainer.val_check_batch == 0 and not self._postponed:  # type: ignore[operator]
+            self._postponed = True
+        else:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -249,7 +291,7 @@ class SaveLast(Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._postponed = time.monotonic(), False
         if self.stop_requested:
             raise KeyboardInterrupt
 

@@ -19,13 +19,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, target_ids: Tensor, weights: Tensor
+        ctx: Any, hidden: Tensor, head: Tensor, target_ids: Tensor, weights: Tensor, wants_grad: bool
     ) -> tuple[Tensor, Tensor]:
+        of_hidden, of_head = (needed and wants_grad for needed in ctx.needs_input_grad[:2])
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        ctx.kept = is_kept(head) and ctx.needs_input_grad[1]
-        head_grad = torch.empty_like(head) if ctx.needs_input_grad[1] and not ctx.kept else None
+        hidden_grad = torch.empty_like(hidden) if of_hidden else None
+        ctx.kept = is_kept(head) and of_head
+        head_grad = torch.empty_like(head) if of_head and not ctx.kept else None
         losses = hidden.new_empty(len(target_ids), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             matrix = head.to(dtype)
@@ -36,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 picked = logits.gather(1, targets)
                 logsumexp = logits.logsumexp(1, keepdim=True)
                 losses[piece] = (logsumexp - picked)[:, 0]
-                if not any(ctx.needs_input_grad):
+                if not (of_hidden or of_head):
                     continue
                 # d(w · nll) / d(logits) = w · (softmax − one-hot)
                 weight = weights[piece, None]
@@ -55,8 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept and abs(float(grad) - 1) > 1e-4:
-            raise RuntimeError(f"the head's gradient is written for a loss of weight 1 and cannot be scaled by {float(grad)}")
-        return (*(g if g is None else g.mul_(grad) for g in ctx.grads), None, None)
+            raise RuntimeError(f"the head's gradient is written for a loss of weight 1, not of {float(grad)}")
+        return (*(g if g is None else g.mul_(grad) for g in ctx.grads), None, None, None)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
@@ -82,4 +83,5 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, target_ids: Tensor, weigh
         A ``head`` whose gradient is kept (`instruct_lm.model.gradients`) gets it in this call already, as for a loss
         that is this very sum: scale the weights instead.
     """
-    return _LinearCrossEntropy.apply(hidden, head, target_ids, weights)
+    # Inside a Function gradients are always off, and needs_input_grad does not know of no_grad.
+    return _LinearCrossEntropy.apply(hidden, head, target_ids, weights, torch.is_grad_enabled())

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.gradients import forget_gradients, keep_gradients
 from instruct_lm.training.loss import linear_cross_entropy
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and its learning rate.
-
-    Args:
-        lr: peak learning rate.
-        weight_decay: on matrices only; biases and norms do not decay.
-        beta1, beta2, eps: Adam's.
-        warmup_steps: optimizer steps over which the rate rises linearly from 0.
-        schedule: ``constant`` after the warmup, or ``cosine`` down to 0 at the last step.
-    """
-
-    lr: float = 5e-5
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    warmup_steps: int = 0
-    schedule: str = "constant"
-
-    def factor(self, step: int, total_steps: int) -> float:
-        """Share of the peak rate at optimizer step ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return 1.0
-        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+from instruct_lm.training.optimizers import OptimizerSettings
 
 
 class InstructionTuner(pl.LightningModule):
@@ -55,7 +26,7 @@ class InstructionTuner(pl.LightningModule):
 
     Args:
         model: maps token ids to logits.
-        optimizer: AdamW's settings.
+        optimizer: its settings.
         total_steps: optimizer steps that the schedule is for.
         config: plain containers, kept in the checkpoints.
     """
@@ -105,7 +76,8 @@ class InstructionTuner(pl.LightningModule):
         self._train_sums.zero_()
         self.log("train/loss", weighted / weight, prog_bar=True)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due and not self.settings.in_backward:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
 
@@ -134,24 +106,12 @@ class InstructionTuner(pl.LightningModule):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return self.trainer.strategy.reduce(sums.to(self.device, dtype), reduce_op="sum").cpu()
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with decay on matrices only, and its schedule by optimizer step."""
-        settings = self.settings
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-        ]
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, and its schedule by optimizer step."""
         # Lightning cannot clip what a fused optimizer unscales itself.
         mixed = str(self.trainer.precision).endswith("mixed")
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            fused=not (mixed and self.trainer.gradient_clip_val),
-        )
-        factor = partial(settings.factor, total_steps=self.total_steps)
+        optimizer = self.settings.build(self, fused=not (mixed and self.trainer.gradient_clip_val))
+        factor = partial(self.settings.factor, total_steps=self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -170,7 +130,7 @@ class InstructionTuner(pl.LightningModule):
         """Nothing: the gradients' memory is kept through validation."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained (the adapters alone, where the base is frozen), the configuration and dropout's state."""
+        """Keep what is trained (with a frozen base the adapters alone), the configuration and dropout's state."""
         checkpoint["config"] = self.config
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
@@ -188,9 +148,13 @@ class InstructionTuner(pl.LightningModule):
             self.device.type == "cpu" and self.trainer.world_size == 1 and self.trainer.precision == "32-true"
         )
         if self._keeps_gradients:
-            keep_gradients(self.model)
+            keep_gradients(self.model.wte if self.settings.in_backward else self.model)
         cpu_state, cuda_state = self._rng_states
         if cpu_state is not None:
             torch.set_rng_state(cpu_state)
         if cuda_state is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda_state, self.device)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, which is a frozen dataclass."""
+        return batch.to(device)

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from instruct_lm.data.datamodule import InstructionDataModule
+from instruct_lm.data.encoding import resolve_prompt_loss_weight
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.evaluation.responses import Responder
@@ -26,8 +27,9 @@ from instruct_lm.training.callbacks import (
     SampleResponses,
     SaveBest,
     SaveLast,
-    StopAfter,
+    StopIfDiverged,
     Throughput,
+    ValidateEvery,
 )
 from instruct_lm.training.module import InstructionTuner
 
@@ -40,7 +42,7 @@ LOSSES = ("val/loss", "val/response_loss")
 Metrics = dict[str, float]
 
 
-def default_precision(accelerator: str) -> str:
+def default_precision(accelerator: str) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The precision of a device: bf16 where a GPU has it, else 16-bit there, and fp32 elsewhere."""
     if accelerator != "gpu":
         return "32-true"
@@ -48,7 +50,11 @@ def default_precision(accelerator: str) -> str:
 
 
 def build_trainer(
-    config: Mapping[str, Any], accelerator: str, validation: Sequence[Example], responder: Responder, throughput: Throughput
+    config: Mapping[str, Any],
+    accelerator: str,
+    validation: Sequence[Example],
+    responder: Responder,
+    throughput: Throughput,
 ) -> pl.Trainer:
     """Lightning's trainer for a training configuration.
 
@@ -63,6 +69,7 @@ def build_trainer(
     output_dir = Path(config["output_dir"])
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")  # Lightning 2.6 with torch 2.13
+    warnings.filterwarnings("ignore", ".*overridden `transfer_batch_to_device`.*")  # in the module, as meant
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
@@ -70,15 +77,14 @@ def build_trainer(
     sampler = Responder(responder.model, responder.tokenizer, responder.style, SAMPLE_TOKENS)
     callbacks: list[Callback] = [
         throughput,
+        StopIfDiverged(),
+        ValidateEvery(settings["val_interval"]),
         SampleResponses(validation[:N_SAMPLES], lambda examples: [r.text for r in sampler.answer(examples)]),
         SaveLast(output_dir / LAST),
         SaveBest(output_dir / BEST),
     ]
-    if settings["max_steps"] is not None:
-        callbacks.append(StopAfter(settings["max_steps"]))
     if settings["progress"]:
         callbacks.append(ProgressBar(throughput))
-    interval = settings["val_interval"]
     return pl.Trainer(
         accelerator=accelerator,
         devices=device["devices"],
@@ -86,10 +92,9 @@ def build_trainer(
         strategy=device["strategy"],
         precision=device["precision"] or default_precision(accelerator),
         max_epochs=-1 if settings["max_epochs"] is None else settings["max_epochs"],
+        max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=settings["clip_norm"],
-        val_check_interval=min(interval, 1.0),
-        check_val_every_n_epoch=max(1, round(interval)),
         log_every_n_steps=settings["log_interval"],
         logger=TensorBoardLogger(output_dir, name=None, version="tensorboard", default_hp_metric=False),
         callbacks=callbacks,
@@ -124,7 +129,7 @@ def fit(
         if resume and before_file.is_file():
             before = json.loads(before_file.read_text(encoding="utf-8"))
         else:
-            trainer.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(module.config)}\n```")  # type: ignore[union-attr, attr-defined]
+            trainer.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(module.config)}\n```")  # type: ignore[union-attr]
             before = dict(trainer.validate(module, data, verbose=False)[0])
             write_json(before, before_file)
             log.info("before training: validation loss %.3f, response only %.3f", *(before[key] for key in LOSSES))
@@ -155,9 +160,9 @@ def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> 
     """Write the settings that a sweep varies, with the final metrics, for TensorBoard's HParams."""
     chosen = {
         "model": config["model"]["name"],
-        "mask_instructions": config["mask_instructions"],
-        "prompt_loss_weight": str(config["prompt_loss_weight"]),
-        "mask_header": config["mask_header"],
+        "mask_instructions": str(config["mask_instructions"]).lower(),  # a bool would be shown as 0 or 1
+        "prompt_loss_weight": resolve_prompt_loss_weight(config["mask_instructions"], config["prompt_loss_weight"]),
+        "mask_header": str(config["mask_header"]).lower(),
         "prompt": config["prompt"]["style"],
         "seed": config["seed"],
         "lr": config["optimizer"]["lr"],
@@ -166,7 +171,7 @@ def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> 
         "accumulate": config["trainer"]["accumulate"],
         "lora_rank": config["lora"]["rank"],
     }
-    trainer.logger.log_hyperparams(chosen, {f"final/{name}": value for name, value in metrics.items()})  # type: ignore[union-attr, call-arg]
+    trainer.logger.log_hyperparams(chosen, {f"final/{name}": value for name, value in metrics.items()})  # type: ignore[union-attr]
     trainer.logger.save()  # type: ignore[union-attr]
 
 

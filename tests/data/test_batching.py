@@ -42,9 +42,11 @@ def test_a_packed_batch_holds_the_prefix_once_with_summed_weights() -> None:
     batch = collate(rows, weights, [3, 3])
     assert batch.input_ids.tolist() == [3, 4, 6, 1, 2, 7]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 3, 4]
-    targets = zip(batch.target_positions.tolist(), batch.target_ids.tolist(), batch.target_weights.tolist(), strict=True)
+    targets = zip(
+        batch.target_positions.tolist(), batch.target_ids.tolist(), batch.target_weights.tolist(), strict=True
+    )
     # the prefix's last position, 2, predicts each row's own next token
-    assert sorted(targets) == [(0, 4, 1.0), (1, 6, 1.0), (2, 1, 1.0), (2, 2, 1.0), (3, 5, 1.0), (4, 7, 1.0), (5, 5, 1.0)]
+    assert sorted(targets) == [(0, 4, 1), (1, 6, 1), (2, 1, 1), (2, 2, 1), (3, 5, 1), (4, 7, 1), (5, 5, 1)]
     assert batch.response_weights.sum() == 5
 
 
@@ -54,7 +56,9 @@ def test_a_packed_batch_holds_the_prefix_once_with_summed_weights() -> None:
     st.lists(st.integers(0, 9), max_size=6),
     st.sampled_from([0.0, 0.1, 1.0]),
 )
-def test_both_layouts_predict_the_same_with_the_same_weight(rows: list[list[int]], prefix: list[int], weight: float) -> None:
+def test_both_layouts_predict_the_same_with_the_same_weight(
+    rows: list[list[int]], prefix: list[int], weight: float
+) -> None:
     ids = [np.array(prefix + row) for row in rows]
     weights = [np.where(np.arange(len(row)) < len(row) // 2, weight, 1.0) for row in ids]
     starts = [len(row) // 2 for row in ids]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instruct_lm.data.__main__ import main, render
-from instruct_lm.data.dataset import EncodedExample
+from instruct_lm.data.encoding import EncodedExample
 from instruct_lm.data.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from instruct_lm.data.tokenizer import load_tokenizer
-from instruct_lm.gguf import read_gguf
 from instruct_lm.errors import InputError
+from instruct_lm.gguf import read_gguf
 from tests.data import gpt2_file
 
 # What the pre-tokenizers treat apart: letters, digits, number-like characters, whitespace runs, contractions, symbols,
@@ -283,8 +283,9 @@ def smollm2(smollm2_gguf):
 
 def test_smollm2_sizes_and_control_tokens(smollm2):
     ours, _ = smollm2
-    assert (ours.vocab_size, ours.end_of_text, ours.name) == (49152, 2, "gguf-smollm")
+    assert (ours.vocab_size, ours.end_of_text, ours.name) == (49152, 0, "gguf-smollm")
     assert ours.encode_special("<|endoftext|><|im_start|><|im_end|>") == [0, 1, 2]
+    assert ours.stop_tokens == {0, 2}
 
 
 def test_smollm2_equals_the_tokenizers_library_on_the_entries(smollm2, texts):

@@ -30,8 +30,8 @@ class Exchange:
 
     def answer(self, content: str | None, finish_reason: str = "stop") -> None:
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
-        self.send(200, json.dumps({"choices": [choice]}).encode())
         self.server.answered.append(self.question)
+        self.send(200, json.dumps({"choices": [choice]}).encode())
 
     def half(self) -> None:
         """Announce more bytes than follow."""

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
@@ -88,6 +88,7 @@ def test_parse_score_rejects(text):
     st.integers(0, 100),
     st.sampled_from(["{}", "Score: {}", "{}/100", "I give it {}.", '{{"score": {}}}', "Rating = {}\n"]),
 )
+@settings(deadline=None)
 def test_parse_score_reads_every_score(score, template):
     assert parse_score(template.format(score)) == score
 
@@ -95,11 +96,13 @@ def test_parse_score_reads_every_score(score, template):
 @given(
     st.integers().filter(lambda n: not 0 <= n <= 100), st.sampled_from(["{}", "Score: {}", "{}/100", '{{"score": {}}}'])
 )
+@settings(deadline=None)
 def test_parse_score_never_leaves_the_scale(score, template):
     assert parse_score(template.format(score)) is None
 
 
 @given(st.one_of(st.text(), st.text(alphabet='0123456789.,-/{}[]": score of100\n')))
+@settings(deadline=None)
 def test_parse_score_of_anything_is_an_integer_in_range_or_none(text):
     score = parse_score(text)
     assert score is None or (type(score) is int and 0 <= score <= 100)

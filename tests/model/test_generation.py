@@ -42,7 +42,7 @@ def test_batched_greedy_equals_the_naive_loop(
 ) -> None:
     model = random_model(CONFIGS[name])
     prompts = [(shared + prompt)[:48] for prompt in prompts]
-    made = generate(model, prompts, max_new_tokens=max_new_tokens, end_token=END, batch_size=batch_size)
+    made = generate(model, prompts, max_new_tokens=max_new_tokens, end_tokens=[END], batch_size=batch_size)
     assert made == [naive(model, prompt, max_new_tokens) for prompt in prompts]
 
 
@@ -81,7 +81,8 @@ def test_sampling_draws_from_the_stated_distribution(sampling: Sampling, expecte
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().expand(n, 4)  # not sorted, so that order matters
     generators = [torch.Generator().manual_seed(i) for i in range(n)]
     shares = torch.bincount(sampling.choose(logits, generators), minlength=4)[[1, 3, 2, 0]] / n
-    torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.015)  # 4 standard errors at p = 0.5
+    # 0.015: 4 standard errors at p = 0.5
+    torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.015)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
@@ -113,7 +114,7 @@ def test_smollm2_continues_as_llama_cpp_does(smollm2_gguf: Path) -> None:
     ]
     prompts = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in questions]
     ids = [tokenizer.encode_special(prompt) for prompt in [*prompts, "1, 2, 3, 4, 5, 6,"]]
-    made = generate(load_pretrained(config, smollm2_gguf), ids, max_new_tokens=24, end_token=tokenizer.end_of_text)
+    made = generate(load_pretrained(config, smollm2_gguf), ids, max_new_tokens=24, end_tokens=tokenizer.stop_tokens)
     ours = [tokenizer.decode(answer).removesuffix("<|im_end|>") for answer in made]
 
     params = xllamacpp.CommonParams()

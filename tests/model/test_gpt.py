@@ -50,7 +50,9 @@ def test_packed_equals_padded(lengths: list[int], prefix: int, name: str) -> Non
             padded.flatten()[packing.columns], position_ids=positions.flatten()[packing.columns], packing=packing
         )
     for row, ids in enumerate(rows):
-        torch.testing.assert_close(logits[packing.rows[row, : len(ids)]], expected[row, : len(ids)], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits[packing.rows[row, : len(ids)]], expected[row, : len(ids)], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_packing_holds_the_prefix_once() -> None:
@@ -89,7 +91,12 @@ def test_impossible_configurations_are_named(wrong: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "parameters"),
-    [((12, 12, 768), 124_439_808), ((24, 16, 1024), 354_823_168), ((36, 20, 1280), 774_030_080), ((48, 25, 1600), 1_557_611_200)],
+    [
+        ((12, 12, 768), 124_439_808),
+        ((24, 16, 1024), 354_823_168),
+        ((36, 20, 1280), 774_030_080),
+        ((48, 25, 1600), 1_557_611_200),
+    ],
 )
 def test_gpt2_has_its_published_number_of_parameters(sizes: tuple[int, int, int], parameters: int) -> None:
     n_layer, n_head, n_embd = sizes

@@ -63,7 +63,9 @@ def test_prefixed_names_buffers_and_shards_load_too(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {str(index).replace(chr(39), chr(34))}}}')
     ids = torch.randint(0, 101, (2, 9))
     with torch.no_grad():
-        torch.testing.assert_close(load_pretrained(CONFIGS["gpt2"], tmp_path)(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            load_pretrained(CONFIGS["gpt2"], tmp_path)(ids), theirs(ids).logits, rtol=0, atol=1e-4
+        )
 
 
 def write_gguf(path: Path, model: PreTrainedModel) -> None:

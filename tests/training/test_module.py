@@ -15,7 +15,8 @@ from instruct_lm.data.prompts import ALPACA
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.training.callbacks import AtomicCheckpointIO, SaveLast
-from instruct_lm.training.module import InstructionTuner, OptimizerSettings
+from instruct_lm.training.module import InstructionTuner
+from instruct_lm.training.optimizers import OptimizerSettings
 
 ARCHITECTURES = {
     "gpt2": {},
@@ -26,12 +27,17 @@ ARCHITECTURES = {
 @pytest.fixture(scope="module")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "data.json"
-    entries = [{"instruction": f"Say {'very ' * (i % 5)}{i}.", "input": "so" * (i % 3), "output": f"{i * i}!"} for i in range(60)]
+    entries = [
+        {"instruction": f"Say {'very ' * (i % 5)}{i}.", "input": "so" * (i % 3), "output": f"{i * i}!"}
+        for i in range(60)
+    ]
     path.write_text(json.dumps(entries))
     return path
 
 
-def build(data_file: Path, architecture: str = "gpt2", lr: float = 1e-3, **data: object) -> tuple[InstructionTuner, InstructionDataModule]:
+def build(
+    data_file: Path, architecture: str = "gpt2", lr: float = 1e-3, **data: object
+) -> tuple[InstructionTuner, InstructionDataModule]:
     config = GPTConfig(vocab_size=257, block_size=256, n_layer=2, n_head=2, n_embd=16, **ARCHITECTURES[architecture])
     module = InstructionTuner(GPT(config).init_weights(1), OptimizerSettings(lr=lr))
     settings = {"batch_size": 6, "seed": 5, **data}
@@ -57,15 +63,17 @@ class Recorder(pl.Callback):
         self.grads.append({name: p.grad.clone() for name, p in module.named_parameters()})
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]) if "train/loss" in trainer.callback_metrics else 0.0)
+        self.losses.append(
+            float(trainer.callback_metrics["train/loss"]) if "train/loss" in trainer.callback_metrics else 0.0
+        )
 
 
 def run(data_file: Path, folder: Path, architecture: str = "gpt2", max_steps: int = 3, **data: object) -> Recorder:
     recorder = Recorder()
     module, datamodule = build(data_file, architecture, **data)
-    trainer(folder, recorder, max_steps=max_steps, accumulate_grad_batches=data.get("accumulate", 1), limit_val_batches=0).fit(
-        module, datamodule
-    )
+    trainer(
+        folder, recorder, max_steps=max_steps, accumulate_grad_batches=data.get("accumulate", 1), limit_val_batches=0
+    ).fit(module, datamodule)
     return recorder
 
 
@@ -73,7 +81,9 @@ def assert_same_gradients(one: Recorder, other: Recorder) -> None:
     assert len(one.grads) == len(other.grads) > 0
     for ours, theirs in zip(one.grads, other.grads, strict=True):
         for name, grad in ours.items():
-            torch.testing.assert_close(grad, theirs[name], rtol=2e-3, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                grad, theirs[name], rtol=2e-3, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -143,7 +153,9 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
     whole = final_weights(module)
 
     class Interrupt(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: object, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: pl.Trainer, module: pl.LightningModule, batch: object, batch_idx: int
+        ) -> None:
             if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -154,7 +166,9 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
     module, datamodule = build(data_file, accumulate=accumulate)
     trainer(tmp_path, **settings).fit(module, datamodule, ckpt_path=last, weights_only=True)
     for name, tensor in whole.items():
-        torch.testing.assert_close(module.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            module.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_a_finished_run_can_be_trained_further(data_file: Path, tmp_path: Path) -> None:
@@ -168,6 +182,34 @@ def test_a_finished_run_can_be_trained_further(data_file: Path, tmp_path: Path) 
     trainer(tmp_path, max_epochs=3).fit(module, datamodule, ckpt_path=last, weights_only=True)
     for name, tensor in whole.items():
         torch.testing.assert_close(module.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_optimizer_in_the_backward_pass_is_the_same_optimizer(
+    data_file: Path, tmp_path: Path, architecture: str
+) -> None:
+    weights = []
+    for in_backward in (False, True):
+        module, datamodule = build(data_file, architecture)
+        module.settings = OptimizerSettings(lr=1e-3, in_backward=in_backward, warmup_steps=3)
+        trainer(tmp_path, max_steps=5, limit_val_batches=0).fit(module, datamodule)
+        weights.append(final_weights(module))
+        matrices = [p for name, p in module.named_parameters() if p.dim() == 2 and name != "model.wte.weight"]
+        assert all(
+            (p.grad is None) == in_backward for p in matrices if p is not getattr(module.model.wpe, "weight", None)
+        )
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(
+            weights[1][name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_adafactor_lowers_the_loss(data_file: Path, tmp_path: Path) -> None:
+    module, datamodule = build(data_file)
+    module.settings = OptimizerSettings("adafactor", lr=1e-2)
+    recorder = Recorder()
+    trainer(tmp_path, recorder, max_steps=20, max_epochs=-1, limit_val_batches=0).fit(module, datamodule)
+    assert recorder.losses[-1] < recorder.losses[0] - 0.1
 
 
 def test_only_matrices_decay(data_file: Path, tmp_path: Path) -> None:

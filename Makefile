@@ -1,0 +1,95 @@
+# Everything happens in .venv, made here; nothing else of the machine is touched.
+# The first of these that is a Python 3.10 to 3.13; or your choice: make demo PYTHON=/path/to/python3.12
+SUITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done),python3)
+
+# Pinned and first: pyproject.toml's open range would take the newest torch, on Linux a CUDA build of gigabytes. Where
+# the index has this one with CUDA only: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+# Stamps: an installation is repeated when its stamp is missing or older than pyproject.toml.
+TORCH_DONE := $(VENV)/torch.installed
+RUN_DONE := $(VENV)/run.installed
+DEV_DONE := $(VENV)/dev.installed
+BOOK_DONE := $(VENV)/book.installed
+
+TUNED := outputs/demo
+UNTUNED := outputs/demo-untuned
+
+.PHONY: help demo test lint bench clean has-benchmarks
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    fine-tune SmolLM2-135M on the embedded entries; a table of before and after (minutes)'
+	@echo 'make test    all tests'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   speed and memory beside other libraries'
+	@echo 'make clean   delete .venv and the tools'\'' caches; outputs/ and downloads stay'
+	@echo
+	@echo 'The first of them makes .venv and installs into it. Variables: PYTHON (3.10 to 3.13), TORCH.'
+
+# The three steps are files, so an interrupted demo goes on where it stopped and a finished one is only shown.
+# Data, prompt and generation settings of the first are those of conf/experiment/demo.yaml.
+demo: $(TUNED)/evaluation/test/summary.json
+	@echo
+	@$(PY) -m instruct_lm.evaluation.report untuned=$(UNTUNED) tuned=$(TUNED)
+	@echo
+	@echo 'Curves and answers: $(VENV)/bin/tensorboard --logdir $(TUNED). To start anew: rm -r $(UNTUNED) $(TUNED)'
+
+$(UNTUNED)/summary.json: | $(RUN_DONE)
+	$(PY) evaluate.py model=smollm2-135m data=sample generation.max_new_tokens=64 output_dir=$(UNTUNED)
+
+$(TUNED)/summary.json: | $(RUN_DONE) $(UNTUNED)/summary.json
+	@if [ -f $(TUNED)/checkpoints/last.ckpt ]; then \
+		set -x; $(PY) train.py resume=$(TUNED); \
+	else \
+		set -x; rm -rf $(TUNED); $(PY) train.py experiment=demo output_dir=$(TUNED); \
+	fi
+
+$(TUNED)/evaluation/test/summary.json: $(TUNED)/summary.json | $(RUN_DONE)
+	$(PY) evaluate.py run=$(TUNED)
+
+test: $(DEV_DONE) $(BOOK_DONE)
+	$(PY) -m pytest
+
+lint: $(DEV_DONE)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+bench: has-benchmarks $(DEV_DONE)
+	$(PY) -m benchmarks
+
+has-benchmarks:
+	@[ -f benchmarks/__main__.py ] || { echo 'make bench: there is no benchmarks/__main__.py here yet.' >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TORCH_DONE):
+	@command -v $(PYTHON) >/dev/null || { echo 'make: $(PYTHON) is not there. Install Python 3.10 to 3.13, or name' \
+		'one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c '$(SUITS)' || { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 to 3.13 is needed." \
+		'Install one, or name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'make: $(PYTHON) lacks the venv module; on Debian and' \
+		'Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(RUN_DONE): pyproject.toml $(TORCH_DONE)
+	$(PIP) install -e .
+	@touch $@
+
+$(DEV_DONE): pyproject.toml $(TORCH_DONE)
+	$(PIP) install -e '.[dev]'
+	@touch $@ $(RUN_DONE)
+
+# The book's own code, a reference for the tests; its declared dependencies are a notebook's and are not needed.
+$(BOOK_DONE): $(DEV_DONE)
+	@$(PIP) install --no-deps llms-from-scratch==1.0.19 && touch $@ || echo 'make: tests against the book'\''s code will be skipped.'

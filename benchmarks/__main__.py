@@ -1,0 +1,276 @@
+"""`python -m benchmarks [NAME…]`: tables side by side with the peers, and JSON in `benchmarks/results/`.
+
+Every measurement is a process of its own. The contenders of a table take turns, round after round, so that a noisy
+machine is noisy to all; the table gives medians over all rounds and their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tasks import ROOT, rows
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = ("book", "transformers", "trl")
+Table = list[dict[str, Any]]
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any] | None:
+    """Run a worker; None if the contender cannot run here, with the reason on stderr."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(request)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"  {request['contender']}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def rounds(requests: dict[str, dict[str, Any]], n: int) -> dict[str, list[dict[str, Any]]]:
+    """Each request ``n`` times, taking turns."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in requests}
+    for turn in range(n):
+        for name, request in requests.items():
+            start = time.perf_counter()
+            if (result := measure(request)) is not None:
+                results[name].append(result)
+                print(f"  round {turn + 1}/{n} {name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return {name: found for name, found in results.items() if found}
+
+
+def train_table(size: str, masked: bool, lora: int, args: argparse.Namespace, **extra: Any) -> Table:
+    """A training step of each contender."""
+    common = {
+        "task": "train",
+        "size": size,
+        "masked": masked,
+        "lora": lora,
+        "warmup": args.warmup,
+        "steps": args.steps,
+        **extra,
+    }
+    names = [name for name in ("ours", *args.peers) if not (name == "book" and (size == "smollm2-135m" or lora))]
+    found = rounds({name: {**common, "contender": name} for name in names}, args.rounds)
+    seconds = {name: statistics.median([s for r in results for s in r["seconds"]]) for name, results in found.items()}
+    table = []
+    for name, results in found.items():
+        over = [s / f for r in results for s, f in zip(r["seconds"], r["floor"], strict=True)]
+        table.append(
+            {
+                "tool": name,
+                "s/step": round(seconds[name], 2),
+                "ours is faster by": round(seconds[name] / seconds["ours"], 2),
+                "× the floor": round(statistics.median(over), 2),
+                "peak GB": round(statistics.median(r["peak_gb"] for r in results), 2),
+                "GFLOP/s": round(statistics.median(r["gflops"] for r in results)),
+            }
+        )
+    return table
+
+
+def training(args: argparse.Namespace) -> dict[str, Table]:
+    """Training steps: all in the loss, and the instructions masked."""
+    return {
+        f"training step, {size}, batch 8, {'masked instructions' if masked else 'all in the loss'}": train_table(
+            size, masked, 0, args
+        )
+        for size in args.sizes
+        for masked in (False, True)
+    }
+
+
+def lora(args: argparse.Namespace) -> dict[str, Table]:
+    """Training steps of rank-16 adapters."""
+    return {f"training step, {size}, batch 8, LoRA r16": train_table(size, False, 16, args) for size in args.sizes}
+
+
+def long_examples(args: argparse.Namespace) -> dict[str, Table]:
+    """Training steps on examples of 300 to 1000 tokens."""
+    args = argparse.Namespace(**{**vars(args), "peers": [name for name in args.peers if name == "transformers"]})
+    return {"training step, gpt2 124M, batch 8, 300 to 1000 tokens": train_table("gpt2", False, 0, args, long=True)}
+
+
+def memory(args: argparse.Namespace) -> dict[str, Table]:
+    """Peak memory of the whole process by setting."""
+    settings: dict[str, dict[str, Any]] = {
+        "full, default": {},
+        "full, activation checkpointing": {"options": {"activation_checkpointing": True}},
+        "full, optimizer in backward": {"options": {"in_backward": True}},
+        "full, both": {"options": {"activation_checkpointing": True, "in_backward": True}},
+        "LoRA r16": {"lora": 16},
+        "LoRA r16, activation checkpointing": {"lora": 16, "options": {"activation_checkpointing": True}},
+        "LoRA r16, bf16 base": {"lora": 16, "options": {"base_dtype": "bfloat16"}},
+        "LoRA r16, both": {"lora": 16, "options": {"activation_checkpointing": True, "base_dtype": "bfloat16"}},
+    }
+    table = []
+    for name, setting in settings.items():
+        request = {
+            "task": "train",
+            "size": args.sizes[0],
+            "masked": False,
+            "contender": "ours",
+            "warmup": 2,
+            "steps": 2,
+        }
+        if (result := measure({**request, **setting})) is not None:
+            table.append(
+                {
+                    "setting": name,
+                    "peak GB": round(result["peak_gb"], 2),
+                    "s/step": round(statistics.median(result["seconds"]), 2),
+                }
+            )
+    return {f"peak memory, {args.sizes[0]}, batch 8": table}
+
+
+def generation(args: argparse.Namespace) -> dict[str, Table]:
+    """Answers to the test split's prompts, 32 tokens each."""
+    size = args.sizes[0]
+    common = {"task": "generate", "size": size, "new_tokens": 32}
+    names = [name for name in ("ours", *args.peers) if name != "trl"]
+    found = rounds({name: {**common, "contender": name} for name in names}, args.rounds)
+    rate = {name: statistics.median(r["tokens_per_second"] for r in results) for name, results in found.items()}
+    table = []
+    for name, results in found.items():
+        floors = [r["floor_tokens_per_second"] for r in results if r["floor_tokens_per_second"]]
+        table.append(
+            {
+                "tool": name,
+                "tokens/s": round(rate[name], 1),
+                "ours is faster by": round(rate["ours"] / rate[name], 2),
+                "floor, tokens/s": round(statistics.median(floors), 1) if floors else "",
+            }
+        )
+    return {f"110 answers of 32 tokens, {size}": table}
+
+
+def startup(args: argparse.Namespace) -> dict[str, Table]:
+    """From the command to the first training step of the demo model, files cached; and --help."""
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, arguments, mark in (
+            ("--help", ["--help"], None),
+            ("first step of experiment=demo", ["experiment=demo", "trainer.max_steps=1"], "training:"),
+        ):
+            seconds = []
+            for turn in range(args.rounds + 1):  # the first fills the cache
+                command = [sys.executable, "train.py", *arguments]
+                command += [f"output_dir={folder}/{turn}"] if mark else []
+                start = time.perf_counter()
+                with subprocess.Popen(
+                    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                ) as process:
+                    assert process.stdout is not None
+                    for line in process.stdout:
+                        if mark is not None and mark in line:
+                            break
+                    seconds.append(time.perf_counter() - start)
+                    process.stdout.read()
+            table.append({"command": f"train.py {name}", "s": round(statistics.median(seconds[1:]), 2)})
+    return {"start-up": table}
+
+
+def tokens(args: argparse.Namespace) -> dict[str, Table]:
+    """Encoding 52,000 entries, and reading them from the cache."""
+    from benchmarks.tasks import SHARED, model_conf
+    from instruct_lm.data.dataset import load_examples
+    from instruct_lm.data.encoding import encode_cached
+    from instruct_lm.data.prompts import ALPACA, Example
+    from instruct_lm.data.tokenizer import load_tokenizer
+    from instruct_lm.sources import Fetcher
+
+    model = model_conf("smollm2-135m")
+    tokenizer = load_tokenizer(Fetcher().fetch(str(model["weights"]), sha256=str(model["weights_sha256"])))
+    real = SHARED / "data" / "instruction-data.json"
+    base = load_examples(real if real.is_file() else "sample")
+    # About as long as Alpaca's: four answers in one.
+    examples = []
+    for i in range(52_000):
+        first = base[i % len(base)]
+        output = " ".join(base[(i + k) % len(base)].output for k in range(4))
+        examples.append(Example(f"{first.instruction} ({i})", first.input, output))
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("encoded", "from the cache"):
+            start = time.perf_counter()
+            encoded = encode_cached(examples, tokenizer, ALPACA, 1024, "drop", Path(folder))
+            table.append(
+                {"52,000 entries": name, "s": round(time.perf_counter() - start, 2), "tokens": int(encoded.offsets[-1])}
+            )
+    return {"token cache": table}
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Table]]] = {
+    "training": training,
+    "lora": lora,
+    "memory": memory,
+    "generation": generation,
+    "long": long_examples,
+    "startup": startup,
+    "tokens": tokens,
+}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    versions = {}
+    for package in ("torch", "lightning", "transformers", "trl", "peft", "llms-from-scratch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def markdown(table: Table) -> str:
+    """A table for the terminal and the README."""
+    columns = list(table[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in table])
+
+
+def main() -> None:
+    """Run the benchmarks asked for."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--sizes", nargs="+", default=["gpt2-medium", "gpt2", "smollm2-135m"], help="conf/model names")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps a turn")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; choose among {', '.join(BENCHMARKS)}")
+    print(f"data: {rows()[0]}; machine: {machine()}", file=sys.stderr)
+    for name in args.names or BENCHMARKS:
+        tables = BENCHMARKS[name](args)
+        RESULTS.mkdir(exist_ok=True)
+        record = {"machine": machine(), "data": rows()[0], "arguments": vars(args), "tables": tables}
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for title, table in tables.items():
+            print(f"\n{title}\n\n{markdown(table)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The arithmetic that a task needs, and how fast this machine multiplies matrices of its shapes.
+
+Counted are the products with weight matrices: 2 FLOPs a weight and token forward, 4 more backward (2 where the weight
+is frozen). Tokens stand once: no padding, the prefix that the rows of a batch share a single time, and the head only
+where a target counts. Attention's own products are left out.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from benchmarks.tasks import Row, model_conf
+
+
+def shapes(size: str) -> list[tuple[int, int, int]]:
+    """(how many, in, out) of the weight matrices of all blocks."""
+    c = {key: value for key, value in model_conf(size).items() if isinstance(value, int)}
+    width, inner = c["n_embd"], c.get("n_inner") or 4 * c["n_embd"]
+    heads = c["n_head"] + 2 * (c.get("n_kv_head") or c["n_head"])
+    gate = 2 if model_conf(size)["activation"] == "swiglu" else 1
+    qkv = heads * (width // c["n_head"])
+    layers = c["n_layer"]
+    return [(layers, width, qkv), (layers, width, width), (layers, width, gate * inner), (layers, inner, width)]
+
+
+def head(size: str) -> int:
+    """Weights of the output head."""
+    c = model_conf(size)
+    return int(c["vocab_size"]) * int(c["n_embd"])  # type: ignore[call-overload]
+
+
+def packed_tokens(batch: list[Row]) -> int:
+    """Input tokens of a batch with its common prefix once."""
+    shared = 0
+    for column in zip(*(row.ids[:-1] for row in batch), strict=False):
+        if len(set(column)) > 1:
+            break
+        shared += 1
+    return sum(len(row.ids) - 1 - shared for row in batch) + shared
+
+
+def train_flops(size: str, batch: list[Row], masked: bool, lora: int) -> float:
+    """FLOPs of a training step."""
+    tokens = packed_tokens(batch)
+    blocks = sum(n * a * b for n, a, b in shapes(size))
+    adapters = sum(n * lora * (a + b) for n, a, b in shapes(size))
+    targets = sum(len(row.ids) - max(row.prompt_length, 1) for row in batch) if masked else tokens
+    factor = 4 if lora else 6
+    return tokens * (factor * blocks + 6 * adapters) + targets * factor * head(size)
+
+
+def generate_flops(size: str, prompts: list[list[int]], new_tokens: int) -> float:
+    """FLOPs of answering prompts: the prefix once, each prompt's rest, each new token, the head for new tokens only."""
+    rows = [Row([*prompt, 0], 0, 0) for prompt in prompts]
+    blocks = sum(n * a * b for n, a, b in shapes(size))
+    decoded = len(prompts) * (new_tokens - 1)
+    return 2 * blocks * (packed_tokens(rows) + decoded) + 2 * head(size) * len(prompts) * new_tokens
+
+
+@torch.no_grad()
+def gemm_rate(size: str, tokens: int, seconds: float = 2.0) -> float:
+    """FLOPs a second of forward and backward products of one block at that many tokens, the median of many rounds."""
+    work = [(torch.randn(tokens, a), torch.randn(b, a), torch.randn(tokens, b)) for _, a, b in shapes(size)]
+    grads = [torch.zeros_like(weight) for _, weight, _ in work]
+    flops = sum(6 * x.shape[0] * weight.numel() for x, weight, _ in work)
+    rates = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        for (x, weight, g), grad in zip(work, grads, strict=True):
+            x @ weight.T
+            g @ weight
+            torch.mm(g.T, x, out=grad)
+        rates.append(flops / (time.perf_counter() - start))
+    return sorted(rates)[len(rates) // 2]

@@ -1,0 +1,57 @@
+"""One contender in a process of its own: `python -m benchmarks.worker '{"task": …}'` prints a JSON line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a request and return its seconds, its peak memory and the matrix product rate around it."""
+    if request["contender"] == "ours":
+        from instruct_lm.memory import keep_freed_memory
+
+        keep_freed_memory()
+    from benchmarks import contenders, floor, tasks
+
+    if request["task"] == "train":
+        n = request["warmup"] + request["steps"]
+        given = (tasks.long_batches if request.get("long") else tasks.batches)(n)
+        given = sorted(given[: request["warmup"]], key=_longest, reverse=True) + given[request["warmup"] :]
+        options, lora, masked = request.get("options", {}), request.get("lora", 0), request["masked"]
+        seconds, losses = contenders.TRAIN[request["contender"]](request["size"], given, masked, lora, options)
+        import torch
+
+        from instruct_lm.training.callbacks import peak_memory
+
+        peak = peak_memory(torch.device("cpu"))
+        needed = [floor.train_flops(request["size"], batch, masked, lora) for batch in given]
+        timed = slice(request["warmup"], None)
+        rate = floor.gemm_rate(request["size"], floor.packed_tokens(given[-1]))
+        return {
+            "seconds": seconds[timed],
+            "losses": losses[timed],
+            "peak_gb": peak / 1e9,
+            "gflops": rate / 1e9,
+            "floor": [flops / rate for flops in needed[timed]],
+        }
+    prompts = tasks.prompts()[: request.get("prompts")]
+    seconds, tokens = contenders.GENERATE[request["contender"]](request["size"], prompts, request["new_tokens"])
+    rate = floor.gemm_rate(request["size"], len(prompts))
+    return {
+        "tokens_per_second": tokens / seconds,
+        "gflops": rate / 1e9,
+        "floor_tokens_per_second": tokens
+        / (floor.generate_flops(request["size"], prompts, request["new_tokens"]) / rate)
+        if request["contender"] == "ours"
+        else None,
+    }
+
+
+def _longest(batch: list[Any]) -> int:
+    return max(len(row.ids) for row in batch)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,135 @@
+"""What a training run will hold in memory, before it begins: an estimate, compared with measurements in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from instruct_lm.model.gpt import GPTConfig
+from instruct_lm.training.loss import CHUNK_SIZE
+
+PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """The settings that decide how much memory training takes.
+
+    Args:
+        model: sizes.
+        packed_tokens: most tokens of a batch that go through the linear layers.
+        padded_tokens: the same batch as a padded grid, which attention sees.
+        lora_rank: 0 for full fine-tuning.
+        base_bytes: of a frozen weight; 4 or 2.
+        optimizer: ``adamw`` or ``adafactor``.
+        in_backward: gradients are freed as they are used.
+        activation_checkpointing: one block's activations at a time.
+    """
+
+    model: GPTConfig
+    packed_tokens: int
+    padded_tokens: int
+    lora_rank: int = 0
+    base_bytes: int = FLOAT
+    optimizer: str = "adamw"
+    in_backward: bool = False
+    activation_checkpointing: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        c = self.model
+        positions = c.block_size if c.position == "learned" else 0
+        return (c.vocab_size + positions) * c.n_embd + c.n_layer * sum(a * b for a, b in self._matrices)
+
+    @property
+    def trained(self) -> int:
+        """Number of those that are trained."""
+        if self.lora_rank:
+            return self.model.n_layer * sum(self.lora_rank * (a + b) for a, b in self._matrices)
+        return self.parameters
+
+    @property
+    def _matrices(self) -> list[tuple[int, int]]:
+        c = self.model
+        qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
+        fc = c.inner * (2 if c.activation == "swiglu" else 1)
+        return [(c.n_embd, qkv), (c.n_embd, c.n_embd), (c.n_embd, fc), (c.inner, c.n_embd)]
+
+    @property
+    def bytes(self) -> float:
+        """The estimate for the whole process, in bytes."""
+        c = self.model
+        embedding = c.vocab_size * c.n_embd
+        weights = self.parameters * (self.base_bytes if self.lora_rank else FLOAT)
+        gradients = FLOAT * (embedding + c.n_embd * c.inner * 2 if self.in_backward else self.trained)
+        states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
+        head = 3 * CHUNK_SIZE * c.vocab_size * FLOAT + (embedding * FLOAT if self.base_bytes < FLOAT else 0)
+        return PROCESS + weights + gradients + states + self._activations + head
+
+    @property
+    def _activations(self) -> float:
+        """What autograd saves: the inputs of norms, products, attention and activation functions."""
+        c = self.model
+        qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
+        gated = c.activation == "swiglu"
+        rotated = 2 * qkv if c.position == "rotary" else 0
+        packed = 5 * c.n_embd + rotated + (5 if gated else 2) * c.inner
+        block = FLOAT * (self.packed_tokens * packed + self.padded_tokens * (qkv + c.n_embd))
+        if self.lora_rank:
+            block += FLOAT * self.packed_tokens * 4 * self.lora_rank
+        if self.activation_checkpointing:
+            return block + c.n_layer * self.packed_tokens * c.n_embd * FLOAT
+        return c.n_layer * block
+
+
+def of_config(config: Mapping[str, Any], model: GPTConfig, lengths: np.ndarray, shared_prefix: int) -> TrainingMemory:
+    """The settings of a training configuration, for a batch of the longest rows.
+
+    Args:
+        config: the composed configuration as plain containers.
+        model: the sizes.
+        lengths: int (n,); tokens of each training row.
+        shared_prefix: tokens that all rows begin with.
+    """
+    rows = np.sort(lengths)[-config["data"]["batch_size"] :]
+    padded = int(len(rows) * rows.max())
+    packed = int((rows - shared_prefix).sum() + shared_prefix) if config["data"]["layout"] == "packed" else padded
+    return TrainingMemory(
+        model,
+        packed,
+        padded,
+        lora_rank=config["lora"]["rank"],
+        base_bytes=2 if config["lora"]["base_dtype"] == "bfloat16" else FLOAT,
+        optimizer=config["optimizer"]["name"],
+        in_backward=config["optimizer"]["in_backward"],
+        activation_checkpointing=config["trainer"]["activation_checkpointing"],
+    )
+
+
+def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
+    """Whether a run should fit into ``free`` bytes, and a message; if not, it names the options that would."""
+    what = f"LoRA rank {memory.lora_rank}" if memory.lora_rank else "full fine-tuning"
+    line = f"memory: {memory.parameters / 1e6:.0f}M parameters, {what}: about {_gb(memory.bytes)}; {_gb(free)} free"
+    if memory.bytes <= free:
+        return True, line
+    options = {
+        "trainer.activation_checkpointing=true (slower)": replace(memory, activation_checkpointing=True),
+        "optimizer.in_backward=true (no clipping, no accumulation)": replace(memory, in_backward=True),
+        "both of these": replace(memory, activation_checkpointing=True, in_backward=True),
+        "lora=r16 (trains adapters alone)": replace(memory, lora_rank=16, in_backward=False),
+        "lora=r16 lora.base_dtype=bfloat16 trainer.activation_checkpointing=true": replace(
+            memory, lora_rank=16, base_bytes=2, in_backward=False, activation_checkpointing=True
+        ),
+    }
+    fitting = [f"  {name}: about {_gb(option.bytes)}" for name, option in options.items() if option.bytes <= free]
+    remedy = "these would fit:" if fitting else "none of the leaner settings would fit either: choose a smaller model."
+    return False, "\n".join([f"{line}. This may not fit; {remedy}", *fitting])
+
+
+def _gb(n: float) -> str:
+    return f"{n / 1e9:.1f} GB"

@@ -1,0 +1,96 @@
+"""Adapters against the formula, W + alpha / rank · B A, written out."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from instruct_lm.model.gpt import GPT
+from instruct_lm.model.lora import TARGETS, LoRALinear, adapter_state, add_lora, merge_lora
+
+IDS = torch.arange(40).view(2, 20)
+
+
+def trained(model: GPT) -> GPT:
+    """Adapters as they may be after training: none of them 0."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in adapter_state(model).values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+def test_a_layer_is_its_base_plus_a_scaled_product() -> None:
+    layer = LoRALinear(nn.Linear(6, 4), rank=2, alpha=8)
+    x = torch.randn(3, 5, 6)
+    base = layer.linear.weight.clone(), layer.linear.bias.clone()
+    assert torch.equal(layer(x), F.linear(x, *base))  # B starts at 0
+    nn.init.normal_(layer.lora_b)
+    expected = x @ (base[0] + 8 / 2 * layer.lora_b @ layer.lora_a).T + base[1]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_training_starts_at_the_pretrained_model(model: GPT) -> None:
+    before = model(IDS)
+    add_lora(model, rank=3, alpha=6)
+    assert torch.equal(model(IDS), before)
+    assert len(adapter_state(model)) == 2 * len(TARGETS) * model.config.n_layer
+
+
+def test_only_adapters_get_gradients(model: GPT) -> None:
+    trained(add_lora(model, rank=3, alpha=6, targets=["attn.qkv", "mlp.proj"]))
+    model(IDS).square().mean().backward()
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert with_gradient == set(adapter_state(model))
+    assert all(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    assert {name.split(".", 2)[2].rpartition(".")[0] for name in with_gradient} == {"attn.qkv", "mlp.proj"}
+
+
+def test_merged_equals_unmerged_and_is_a_plain_model(model: GPT) -> None:
+    plain = copy.deepcopy(model)
+    trained(add_lora(model, rank=3, alpha=6))
+    unmerged = model(IDS).detach()
+    merge_lora(model)
+    torch.testing.assert_close(model(IDS), unmerged, rtol=1e-4, atol=1e-5)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert not torch.allclose(plain(IDS), unmerged, atol=1e-2)
+
+
+def test_dropout_is_on_the_adapter_alone() -> None:
+    layer = LoRALinear(nn.Linear(4, 4), rank=4, alpha=4, dropout=0.5)
+    nn.init.eye_(layer.lora_a)
+    nn.init.eye_(layer.lora_b)
+    x = torch.ones(100, 4)
+    added = layer(x) - layer.linear(x)
+    assert added.round(decimals=4).unique().tolist() == [0, 2]  # dropped, or scaled by 1 / (1 - 0.5)
+    torch.testing.assert_close(layer.eval()(x) - layer.linear(x), x)
+
+
+def test_adapters_alone_restore_the_model(model: GPT) -> None:
+    base = copy.deepcopy(model)
+    trained(add_lora(model, rank=3, alpha=6))
+    add_lora(base, rank=3, alpha=6)
+    result = base.load_state_dict(adapter_state(model), strict=False)
+    assert not result.unexpected_keys
+    assert torch.equal(base(IDS), model(IDS))
+
+
+def test_an_unknown_target_is_named(model: GPT) -> None:
+    with pytest.raises(ValueError, match=r"attn\.query.*choose among attn\.qkv, attn\.proj, mlp\.fc, mlp\.proj"):
+        add_lora(model, rank=3, alpha=6, targets=["attn.query"])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_base_in_a_small_dtype_stays_small_until_it_is_merged(model: GPT) -> None:
+    exact = copy.deepcopy(model)
+    add_lora(model, rank=3, alpha=6, base_dtype=torch.bfloat16)
+    trained(model)
+    dtypes = {
+        name.rpartition(".")[2]: parameter.dtype for name, parameter in model.named_parameters() if ".mlp.fc." in name
+    }
+    assert dtypes["weight"] == torch.bfloat16
+    assert dtypes["lora_a"] == dtypes["lora_b"] == torch.float32
+    unmerged = model(IDS).detach()
+    torch.testing.assert_close(unmerged, trained(add_lora(exact, rank=3, alpha=6))(IDS), rtol=0.1, atol=0.3)
+    torch.testing.assert_close(merge_lora(model)(IDS), unmerged, rtol=1e-3, atol=1e-3)
