@@ -80,7 +80,6 @@ def train_book(
 ) -> tuple[Seconds, Losses]:
     """The book's model, collate function, loss and loop (chapters 4, 5 and 7)."""
     import torch
-    from llms_from_scratch.ch05 import calc_loss_batch
     from llms_from_scratch.ch07 import custom_collate_fn
 
     c = model_conf(size)
@@ -95,7 +94,7 @@ def train_book(
             for target, row in zip(targets, batch, strict=True):
                 target[: row.prompt_length - 1] = -100
         optimizer.zero_grad()
-        loss = calc_loss_batch(inputs, targets, model, torch.device("cpu"))
+        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # calc_loss_batch
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -250,16 +249,16 @@ def generate_ours(size: str, prompts: list[list[int]], new_tokens: int) -> tuple
 
 
 def generate_book(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
-    """The book's `generate`: one prompt at a time, all of it anew for each token. Two prompts, for it takes long."""
+    """The book's `generate_text_simple`: one prompt at a time, all of it anew for each token; two prompts will do."""
     import torch
-    from llms_from_scratch.ch05 import generate
+    from llms_from_scratch.ch04 import generate_text_simple
 
     c = model_conf(size)
     model = _book_model(c).eval()
-    generate(model, torch.tensor([prompts[0]]), 1, c["block_size"])
+    generate_text_simple(model, torch.tensor([prompts[0]]), 1, c["block_size"])
     start = time.perf_counter()
     for prompt in prompts[:2]:
-        generate(model, torch.tensor([prompt]), new_tokens, c["block_size"])
+        generate_text_simple(model, torch.tensor([prompt]), new_tokens, c["block_size"])
     return time.perf_counter() - start, 2 * new_tokens
 
 

@@ -224,6 +224,30 @@ def test_a_sweep_leaves_complete_runs_that_tensorboard_can_compare(tmp_path: Pat
     assert len(texts["responses"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        (["trainer.max_epochs=1", "trainer.val_interval=0.3"], [0, 1, 2, 4]),  # after batches ⌈1.5⌉, 3, ⌈4.5⌉ of 5
+        (["trainer.max_epochs=3", "trainer.val_interval=2"], [0, 9, 14]),
+        (["trainer.max_epochs=3", "trainer.val_interval=2", "trainer.accumulate=2"], [0, 5, 8]),  # 3 steps an epoch
+        (["trainer.max_steps=3", "trainer.val_interval=1"], [0, 2]),
+    ],
+)
+def test_validation_comes_at_its_interval_and_after_the_last_step(
+    command: Any, tmp_path: Path, limits: list[str], steps: list[int]
+) -> None:
+    data = f"data.source={write(tmp_path / 'entries.json', sums())}"
+    assert command("train", "model=gpt2-tiny", data, "output_dir=run", "optimizer.lr=0.3", *limits)[0] == 0
+    curve = points(events(tmp_path / "run"), "val/response_loss")
+    assert [step for step, _ in curve] == steps
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    best = next(float(state["best_model_score"]) for state in kept.values() if "best_model_score" in state)
+    assert best == min(value for _, value in curve[1:])
+    step = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    assert (step - 1, best) in curve
+    print(curve)
+
+
 # Interruptions
 
 
@@ -274,6 +298,15 @@ def test_a_complete_run_has_nothing_left_to_resume(command: Any, tmp_path: Path)
     assert losses(tmp_path / "moved") == pytest.approx(expected, rel=1e-6)
     assert command("train", "resume=moved", "trainer.max_epochs=2")[0] == 0
     assert read(tmp_path / "moved" / "summary.json")["steps"] == 10
+
+
+def test_a_moved_run_remembers_its_best(tmp_path: Path) -> None:
+    from instruct_lm.training.callbacks import SaveBest
+
+    old, moved = SaveBest(tmp_path / "old" / "best.ckpt"), SaveBest(tmp_path / "moved" / "best.ckpt")
+    old.best_model_score = old.kth_value = torch.tensor(0.5)
+    moved.load_state_dict(old.state_dict())
+    assert moved.best_model_score == moved.kth_value == 0.5
 
 
 def test_ctrl_c_before_the_first_step(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

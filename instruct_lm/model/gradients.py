@@ -50,12 +50,13 @@ def add_product(parameter: Tensor, left: Tensor, right: Tensor) -> None:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.weight = weight  # the parameter itself: activation checkpointing would hand back a copy without its `grad`
+        ctx.save_for_backward(x)
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         flat = grad.flatten(0, -2)
         add_product(weight, flat.T, x.flatten(0, -2))
         return (

@@ -230,6 +230,7 @@ class SaveBest(ModelCheckpoint):
             filename=path.stem,
             monitor="val/response_loss",
             save_weights_only=True,
+            save_on_train_epoch_end=False,  # but after each validation
             enable_version_counter=False,
         )
 
