@@ -1,12 +1,16 @@
 """Fixtures that more than one test file needs."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is a reference here, never a downloader
 
 import pytest
 import yaml
+
+# Shells start background jobs with SIGINT ignored; the tests that interrupt need Python's own handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

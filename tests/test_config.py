@@ -35,7 +35,7 @@ CONTRACT = {
     "data": ["alpaca", "instruction", "sample"],
     "prompt": ["alpaca", "chatml", "phi3"],
     "device": ["auto", "cpu", "gpu", "mps"],
-    "optimizer": ["adamw"],
+    "optimizer": ["adafactor", "adamw"],
     "trainer": ["debug", "default"],
     "lora": ["none", "r16"],
     "generation": ["greedy", "sample"],

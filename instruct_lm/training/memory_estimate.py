@@ -114,7 +114,7 @@ def of_config(config: Mapping[str, Any], model: GPTConfig, lengths: np.ndarray, 
 def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
     """Whether a run should fit into ``free`` bytes, and a message; if not, it names the options that would."""
     what = f"LoRA rank {memory.lora_rank}" if memory.lora_rank else "full fine-tuning"
-    line = f"memory: {memory.parameters / 1e6:.0f}M parameters, {what}: about {_gb(memory.bytes)}; {_gb(free)} free"
+    line = f"memory: {memory.parameters / 1e6:.3g}M parameters, {what}: about {_gb(memory.bytes)}; {_gb(free)} free"
     if memory.bytes <= free:
         return True, line
     options = {

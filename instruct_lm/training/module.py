@@ -97,8 +97,8 @@ class InstructionTuner(pl.LightningModule):
         weighted, weight, response, count = self._reduce(self._val_sums).tolist()
         self.log("val/loss", weighted / weight, prog_bar=True)
         self.log("val/response_loss", response / count, prog_bar=True)
-        self.log("val/perplexity", math.exp(weighted / weight))
-        self.log("val/response_perplexity", math.exp(response / count))
+        self.log("val/perplexity", _perplexity(weighted / weight))
+        self.log("val/response_perplexity", _perplexity(response / count))
 
     def _reduce(self, sums: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
@@ -158,3 +158,7 @@ class InstructionTuner(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, which is a frozen dataclass."""
         return batch.to(device)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf  # exp(710) is beyond a float
