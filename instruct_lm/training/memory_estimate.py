@@ -120,7 +120,9 @@ def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
     options = {
         "trainer.activation_checkpointing=true (slower)": replace(memory, activation_checkpointing=True),
         "optimizer.in_backward=true (no clipping, no accumulation)": replace(memory, in_backward=True),
-        "both of these": replace(memory, activation_checkpointing=True, in_backward=True),
+        "trainer.activation_checkpointing=true optimizer.in_backward=true": replace(
+            memory, activation_checkpointing=True, in_backward=True
+        ),
         "lora=r16 (trains adapters alone)": replace(memory, lora_rank=16, in_backward=False),
         "lora=r16 lora.base_dtype=bfloat16 trainer.activation_checkpointing=true": replace(
             memory, lora_rank=16, base_bytes=2, in_backward=False, activation_checkpointing=True

@@ -46,7 +46,7 @@ def test_what_does_not_fit_names_the_settings_that_would() -> None:
     assert fits
     assert "355M parameters, full fine-tuning: about" in message
     assert "64.0 GB free" in message
-    fits, message = describe(memory, 5.5e9)
+    fits, message = describe(memory, 5.8e9)
     assert not fits
     assert "these would fit" in message
     assert "optimizer.in_backward=true" in message
