@@ -98,7 +98,7 @@ def load_pretrained(config: GPTConfig, path: Path, dtype: torch.dtype = torch.fl
         model = GPT(config)
     checkpoint = _open(path)
     layout = _recognise(checkpoint, config, path)
-    pieces = {name: _pieces(name, parameter.shape, layout, config) for name, parameter in model.named_parameters()}
+    pieces = {name: pieces_of(name, parameter.shape, layout, config) for name, parameter in model.named_parameters()}
     _check(checkpoint, [piece for stack in pieces.values() for piece in stack], layout, path)
     model.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
@@ -116,7 +116,8 @@ def load_pretrained(config: GPTConfig, path: Path, dtype: torch.dtype = torch.fl
     return model
 
 
-def _pieces(name: str, shape: Iterable[int], layout: Layout, config: GPTConfig) -> list[Piece]:
+def pieces_of(name: str, shape: Iterable[int], layout: Layout, config: GPTConfig) -> list[Piece]:
+    """Where a parameter of ours stands in a checkpoint: in one tensor, or stacked from several, in order."""
     shape = tuple(shape)
     module, kind = name.rsplit(".", 1)
     if not module.startswith("h."):
