@@ -16,18 +16,19 @@ TORCH_DONE := $(VENV)/torch.installed
 RUN_DONE := $(VENV)/run.installed
 DEV_DONE := $(VENV)/dev.installed
 BOOK_DONE := $(VENV)/book.installed
+BENCH_DONE := $(VENV)/bench.installed
 
 TUNED := outputs/demo
 UNTUNED := outputs/demo-untuned
 
-.PHONY: help demo test lint bench clean has-benchmarks
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    fine-tune SmolLM2-135M on the embedded entries; a table of before and after (minutes)'
 	@echo 'make test    all tests'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   speed and memory beside other libraries'
+	@echo 'make bench   speed and memory beside other libraries; BENCH="training --rounds 1" picks'
 	@echo 'make clean   delete .venv and the tools'\'' caches; outputs/ and downloads stay'
 	@echo
 	@echo 'The first of them makes .venv and installs into it. Variables: PYTHON (3.10 to 3.13), TORCH.'
@@ -61,11 +62,8 @@ lint: $(DEV_DONE)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 
-bench: has-benchmarks $(DEV_DONE)
-	$(PY) -m benchmarks
-
-has-benchmarks:
-	@[ -f benchmarks/__main__.py ] || { echo 'make bench: there is no benchmarks/__main__.py here yet.' >&2; exit 1; }
+bench: $(BENCH_DONE) $(BOOK_DONE)
+	$(PY) -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -89,6 +87,11 @@ $(RUN_DONE): pyproject.toml $(TORCH_DONE)
 $(DEV_DONE): pyproject.toml $(TORCH_DONE)
 	$(PIP) install -e '.[dev]'
 	@touch $@ $(RUN_DONE)
+
+# Peers, for the benchmark only.
+$(BENCH_DONE): pyproject.toml $(DEV_DONE)
+	$(PIP) install 'trl>=1,<2' 'peft>=0.17,<1'
+	@touch $@
 
 # The book's own code, a reference for the tests; its declared dependencies are a notebook's and are not needed.
 $(BOOK_DONE): $(DEV_DONE)
