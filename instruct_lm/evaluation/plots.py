@@ -149,7 +149,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers for a logarithmic axis, from at or below `low` > 0 to at or above `high`."""
     found: list[float] = []
     for mantissas in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        # one more at either end: log10(999.9999999999999) is 3
+        exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
         numbers = [round(mantissa * 10.0**exponent, 12) for exponent in exponents for mantissa in mantissas]
         first = max(i for i, number in enumerate(numbers) if number <= low)
         last = min(i for i, number in enumerate(numbers) if number >= high)

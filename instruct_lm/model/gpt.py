@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from instruct_lm.model.gradients import Embedding, Linear
 from instruct_lm.model.packing import Pack, Packing, Unpack
+from instruct_lm.model.products import linear
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,8 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) → (..., V)."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+        head = self.head_weight.to(hidden.dtype)
+        return F.linear(hidden, head) if torch.is_grad_enabled() else linear(hidden, head)
 
     def hidden_states(
         self,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instruct_lm.model.products import is_faster, linear
+
 _STALE = "_kept_grad_is_stale"  # attribute of a parameter: what its gradient holds is of the step before
 
 
@@ -52,31 +54,32 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight  # the parameter itself: activation checkpointing would hand back a copy without its `grad`
         ctx.save_for_backward(x)
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (x,), weight = ctx.saved_tensors, ctx.weight
-        flat = grad.flatten(0, -2)
-        add_product(weight, flat.T, x.flatten(0, -2))
+        flat, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+        if kept := is_kept(weight):
+            add_product(weight, flat.T, inputs)
         return (
-            grad @ weight if ctx.needs_input_grad[0] else None,
-            None,
+            linear(grad, weight.T) if ctx.needs_input_grad[0] else None,
+            flat.T @ inputs if ctx.needs_input_grad[1] and not kept else None,
             flat.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """A frozen weight in a small dtype, widened for each product and never held wide."""
+    """A frozen weight, if in a small dtype widened for each product and never held wide."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight.to(x.dtype), bias)
+        return linear(x, weight.to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ ctx.weight.to(grad.dtype), None, None
+        return linear(grad, ctx.weight.to(grad.dtype).T), None, None
 
 
 class Linear(nn.Linear):
@@ -87,10 +90,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        if is_kept(self.weight) and torch.is_grad_enabled():
-            return _Linear.apply(x, self.weight, self.bias)
-        if self.weight.dtype != x.dtype and not self.weight.requires_grad:
+        if not self.weight.requires_grad and (self.weight.dtype != x.dtype or is_faster(x)):
             return _FrozenLinear.apply(x, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        if is_kept(self.weight) or is_faster(x):
+            return _Linear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from instruct_lm.model.gradients import add_product, is_kept
+from instruct_lm.model.products import linear
 
 CHUNK_SIZE = 256
 """Targets whose logits are held at once: 51 MB for GPT-2's vocabulary in fp32."""
@@ -33,7 +33,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(target_ids), CHUNK_SIZE):
                 piece = slice(start, start + CHUNK_SIZE)
                 inputs, targets = hidden[piece].to(dtype), target_ids[piece, None]
-                logits = F.linear(inputs, matrix).float()  # (chunk, V)
+                logits = linear(inputs, matrix).float()  # (chunk, V)
                 picked = logits.gather(1, targets)
                 logsumexp = logits.logsumexp(1, keepdim=True)
                 losses[piece] = (logsumexp - picked)[:, 0]
@@ -44,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad = logits.sub_(logsumexp).exp_().mul_(weight)
                 grad = grad.scatter_add_(1, targets, -weight).to(dtype)
                 if hidden_grad is not None:
-                    hidden_grad[piece] = grad @ matrix
+                    hidden_grad[piece] = linear(grad, matrix.T)
                 if ctx.kept:
                     add_product(head, grad.T, inputs)
                 elif head_grad is not None:
