@@ -295,6 +295,6 @@ def test_smollm2_encodes_pieces_and_joined_text_alike(real, smollm2_gguf, style)
     smollm2 = load_tokenizer(smollm2_gguf)
     rows = encode_examples(real, smollm2, style)
     assert [row.input_ids.tolist() for row in rows] == [[*smollm2.encode_special(style.full(e)), 0] for e in real]
-    turns = 1 + (style is CHATML)  # chatml closes the user's turn with the same token
-    assert {int((row.input_ids == 2).sum()) for row in rows} == {turns}
-    assert {int((row.input_ids == 2)[loss_weights(row, 0.0) > 0].sum()) for row in rows} == {1}
+    assert {int((row.input_ids == 2).sum()) for row in rows} == {int(style is CHATML)}  # it closes the user's turn
+    assert {int((row.input_ids == 0).sum()) for row in rows} == {1}
+    assert {int((row.input_ids == 0)[loss_weights(row, 0.0) > 0].sum()) for row in rows} == {1}
