@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +91,15 @@ def save_pretrained(model: Any, folder: Path) -> None:
     write_json(config, folder / "config.json")
 
 
-@dataclass(frozen=True)
-class _Options:
-    run: str
-    folder: Path
-    checkpoint: str
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the run named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser("python -m instruct_lm.export", description=__doc__)
     parser.add_argument("run", help="a run folder of train.py")
     parser.add_argument("folder", type=Path, help="where to write model.safetensors and config.json")
     parser.add_argument("--checkpoint", default="best", choices=("best", "last"))
-    options = _Options(**vars(parser.parse_args(arguments)))
+    options = parser.parse_args(arguments)
     try:
-        _export(options)
+        _export(options.run, options.folder, options.checkpoint)
     except (InputError, RunError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -115,15 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _export(options: _Options) -> None:
+def _export(run: str, folder: Path, which: str) -> None:
     from omegaconf import OmegaConf
 
     from instruct_lm import build, runs
 
-    checkpoint = runs.checkpoint_path(options.run, options.checkpoint)
-    config: dict[str, Any] = OmegaConf.to_container(runs.load_run_config(options.run), resolve=True)  # type: ignore[assignment]
+    checkpoint = runs.checkpoint_path(run, which)
+    config: dict[str, Any] = OmegaConf.to_container(runs.load_run_config(run), resolve=True)  # type: ignore[assignment]
     hub_config(build.gpt_config(config["model"]))  # before anything is loaded
-    save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), options.folder)
+    save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), folder)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -139,20 +140,20 @@ def pieces_of(name: str, shape: Iterable[int], layout: Layout, config: GPTConfig
     ]
 
 
-class _Checkpoint:
+class _Checkpoint(Protocol):
     """Names and shapes of all tensors, and one tensor at a time."""
 
     shapes: dict[str, tuple[int, ...]]
 
-    def read(self, name: str) -> Tensor:
-        raise NotImplementedError
+    def read(self, name: str) -> Tensor: ...
 
 
-class _Safetensors(_Checkpoint):
+class _Safetensors:
     def __init__(self, paths: list[Path]) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self.shapes, self.files = {}, {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.files: dict[str, tuple[Path, str]] = {}
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
@@ -173,7 +174,7 @@ class _Safetensors(_Checkpoint):
             return file.get_tensor(stored)
 
 
-class _GGUF(_Checkpoint):
+class _GGUF:
     def __init__(self, path: Path) -> None:
         self.header = read_gguf(path)
         self.shapes = {name: tensor.shape for name, tensor in self.header.tensors.items()}
