@@ -99,10 +99,21 @@ class KVCache:
         self, config: GPTConfig, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (batch_size, config.kv_heads, capacity, config.head_dim)
-        # Zeros, for a masked value still counts as 0 times itself.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Begin a layer's rows with (B, K, L, D)."""
+        for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            cached[:, :, : new.shape[2]] = new
+            cached[:, :, new.shape[2] :] = 0  # a masked value still counts as 0 times itself
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put (B, K, 1, D) behind each row of a layer; ``lengths`` grows once all layers have theirs."""
+        rows = torch.arange(len(self.lengths), device=keys.device)
+        self.keys[layer][rows, :, self.lengths] = keys[:, :, 0]
+        self.values[layer][rows, :, self.lengths] = values[:, :, 0]
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these. ``rows``: int64 (b,)."""
@@ -156,8 +167,11 @@ class CausalSelfAttention(nn.Module):
             qkv = Unpack.apply(qkv, packing)
         heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, L, D)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
-        if cache is not None:
-            k, v = _remember(cache, layer, k, v, mask)
+        if cache is not None and mask is None:
+            cache.fill(layer, k, v)
+        elif cache is not None and mask is not None:
+            cache.append(layer, k, v)
+            k, v = (held[layer][:, :, : mask.shape[-1]] for held in (cache.keys, cache.values))
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -171,18 +185,6 @@ class CausalSelfAttention(nn.Module):
         if packing is not None:
             y = Pack.apply(y, packing)
         return self.proj(y)
-
-
-def _remember(cache: KVCache, layer: int, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    keys, values = cache.keys[layer], cache.values[layer]
-    if mask is None:  # prefill: each row from its start
-        keys[:, :, : k.shape[2]] = k
-        values[:, :, : v.shape[2]] = v
-        return k, v
-    rows = torch.arange(len(cache.lengths), device=k.device)
-    keys[rows, :, cache.lengths] = k[:, :, 0]
-    values[rows, :, cache.lengths] = v[:, :, 0]
-    return keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
 
 
 class MLP(nn.Module):
