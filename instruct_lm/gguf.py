@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -61,9 +62,11 @@ class GGUFHeader:
         try:
             kind = GGMLQuantizationType(tensor.kind)
             block, block_bytes = GGML_QUANT_SIZES[kind]
-            row_bytes = tensor.shape[-1] // block * block_bytes
-            stored = np.memmap(self.path, np.uint8, "r", tensor.start, (*tensor.shape[:-1], row_bytes))
-            return np.require(dequantize(stored, kind), np.float32, ["C", "W"])
+            rows = math.prod(tensor.shape[:-1])
+            merged = math.gcd(rows, 128)  # `dequantize` takes 16 rows a turn: longer ones, and it is 5 times as fast
+            shape = (rows // merged, merged * tensor.shape[-1] // block * block_bytes)
+            stored = np.asarray(np.memmap(self.path, np.uint8, "r", tensor.start, shape))
+            return np.require(dequantize(stored, kind).reshape(tensor.shape), np.float32, ["C", "W"])
         except (ValueError, KeyError, NotImplementedError) as error:
             raise InputError(f"{self.path}: tensor {name} cannot be read: {error}") from error
 

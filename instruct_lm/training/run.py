@@ -36,7 +36,7 @@ from instruct_lm.training.module import InstructionTuner
 log = logging.getLogger(__name__)
 
 N_SAMPLES = 4  # validation instructions answered at each validation
-SAMPLE_TOKENS = 48
+SAMPLE_TOKENS = 32
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 LOSSES = ("val/loss", "val/response_loss")
 Metrics = dict[str, float]
