@@ -10,21 +10,24 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import ROOT, rows
+from instruct_lm.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("book", "transformers", "trl")
 Table = list[dict[str, Any]]
+Tables = Iterator[tuple[str, Table]]
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any] | None:
@@ -80,29 +83,27 @@ def train_table(size: str, masked: bool, lora: int, args: argparse.Namespace, **
     return table
 
 
-def training(args: argparse.Namespace) -> dict[str, Table]:
+def training(args: argparse.Namespace) -> Tables:
     """Training steps: all in the loss, and the instructions masked."""
-    return {
-        f"training step, {size}, batch 8, {'masked instructions' if masked else 'all in the loss'}": train_table(
-            size, masked, 0, args
-        )
-        for size in args.sizes
-        for masked in (False, True)
-    }
+    for size in args.sizes:
+        for masked in (False, True):
+            loss = "masked instructions" if masked else "all in the loss"
+            yield f"training step, {size}, batch 8, {loss}", train_table(size, masked, 0, args)
 
 
-def lora(args: argparse.Namespace) -> dict[str, Table]:
+def lora(args: argparse.Namespace) -> Tables:
     """Training steps of rank-16 adapters."""
-    return {f"training step, {size}, batch 8, LoRA r16": train_table(size, False, 16, args) for size in args.sizes}
+    for size in args.sizes:
+        yield f"training step, {size}, batch 8, LoRA r16", train_table(size, False, 16, args)
 
 
-def long_examples(args: argparse.Namespace) -> dict[str, Table]:
+def long_examples(args: argparse.Namespace) -> Tables:
     """Training steps on examples of 300 to 1000 tokens."""
     args = argparse.Namespace(**{**vars(args), "peers": [name for name in args.peers if name == "transformers"]})
-    return {"training step, gpt2 124M, batch 8, 300 to 1000 tokens": train_table("gpt2", False, 0, args, long=True)}
+    yield "training step, gpt2, batch 8, 300 to 1000 tokens", train_table("gpt2", False, 0, args, long=True)
 
 
-def memory(args: argparse.Namespace) -> dict[str, Table]:
+def memory(args: argparse.Namespace) -> Tables:
     """Peak memory of the whole process by setting."""
     settings: dict[str, dict[str, Any]] = {
         "full, default": {},
@@ -132,10 +133,10 @@ def memory(args: argparse.Namespace) -> dict[str, Table]:
                     "s/step": round(statistics.median(result["seconds"]), 2),
                 }
             )
-    return {f"peak memory, {args.sizes[0]}, batch 8": table}
+    yield f"peak memory, {args.sizes[0]}, batch 8", table
 
 
-def generation(args: argparse.Namespace) -> dict[str, Table]:
+def generation(args: argparse.Namespace) -> Tables:
     """Answers to the test split's prompts, 32 tokens each."""
     size = args.sizes[0]
     common = {"task": "generate", "size": size, "new_tokens": 32}
@@ -153,10 +154,10 @@ def generation(args: argparse.Namespace) -> dict[str, Table]:
                 "floor, tokens/s": round(statistics.median(floors), 1) if floors else "",
             }
         )
-    return {f"110 answers of 32 tokens, {size}": table}
+    yield f"answers to the test split, 32 tokens each, {size}", table
 
 
-def startup(args: argparse.Namespace) -> dict[str, Table]:
+def startup(args: argparse.Namespace) -> Tables:
     """From the command to the first training step of the demo model, files cached; and --help."""
     table = []
     with tempfile.TemporaryDirectory() as folder:
@@ -179,10 +180,10 @@ def startup(args: argparse.Namespace) -> dict[str, Table]:
                     seconds.append(time.perf_counter() - start)
                     process.stdout.read()
             table.append({"command": f"train.py {name}", "s": round(statistics.median(seconds[1:]), 2)})
-    return {"start-up": table}
+    yield "start-up", table
 
 
-def tokens(args: argparse.Namespace) -> dict[str, Table]:
+def tokens(args: argparse.Namespace) -> Tables:
     """Encoding 52,000 entries, and reading them from the cache."""
     from benchmarks.tasks import SHARED, model_conf
     from instruct_lm.data.dataset import load_examples
@@ -209,10 +210,10 @@ def tokens(args: argparse.Namespace) -> dict[str, Table]:
             table.append(
                 {"52,000 entries": name, "s": round(time.perf_counter() - start, 2), "tokens": int(encoded.offsets[-1])}
             )
-    return {"token cache": table}
+    yield "token cache", table
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Table]]] = {
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Tables]] = {
     "training": training,
     "lora": lora,
     "memory": memory,
@@ -264,11 +265,9 @@ def main() -> None:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; choose among {', '.join(BENCHMARKS)}")
     print(f"data: {rows()[0]}; machine: {machine()}", file=sys.stderr)
     for name in args.names or BENCHMARKS:
-        tables = BENCHMARKS[name](args)
-        RESULTS.mkdir(exist_ok=True)
-        record = {"machine": machine(), "data": rows()[0], "arguments": vars(args), "tables": tables}
-        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for title, table in tables.items():
+        for title, table in BENCHMARKS[name](args):
+            record = {"title": title, "table": table, "machine": machine(), "data": rows()[0], "arguments": vars(args)}
+            write_json(record, RESULTS / f"{re.sub('[^a-z0-9]+', '-', title.lower())}.json")
             print(f"\n{title}\n\n{markdown(table)}\n", flush=True)
 
 
