@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lm.cli import run_command
 from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import checkpoint_path
+from instruct_lm.runs import UNTUNED, checkpoint_path
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ def main(cfg: DictConfig) -> int:
     from instruct_lm.files import file_stamps, shown
 
     made_by = {key: config[key] for key in ("model", "data", "prompt", "lora", "generation", "seed", "split")}
-    checkpoint = checkpoint_path(config["run"], config["checkpoint"]) if config["run"] else None
+    trained = config["run"] is not None and config["checkpoint"] != UNTUNED
+    checkpoint = checkpoint_path(config["run"], config["checkpoint"]) if trained else None
     made_by["files"] = file_stamps(
         checkpoint, config["data"]["source"], config["model"]["weights"], config["model"]["tokenizer"]
     )

@@ -11,19 +11,34 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lm.cli import run_command
+from instruct_lm.files import shown
 from instruct_lm.memory import keep_freed_memory
+from instruct_lm.runs import is_complete
+from instruct_lm.sweeps import compare_runs, evaluate_run
 
 log = logging.getLogger(__name__)
 
 
 def main(cfg: DictConfig) -> None:
-    """Compose, check, seed, build, fit, summarise."""
+    """Train what is left to train and, if asked for, evaluate the run."""
+    output_dir = Path(cfg.output_dir)
+    if is_complete(cfg):
+        log.info("%s is complete; with a higher trainer.max_epochs or max_steps it would go on", shown(output_dir))
+    else:
+        train(cfg, output_dir)
+    if cfg.evaluate:
+        evaluate_run(output_dir)
+    else:
+        log.info("next: python evaluate.py run=%s", shown(output_dir))
+
+
+def train(cfg: DictConfig, output_dir: Path) -> None:
+    """Seed, build, fit, summarise."""
     keep_freed_memory()  # before torch allocates
     import lightning.pytorch as pl
 
     from instruct_lm import build
     from instruct_lm.config import check_device
-    from instruct_lm.files import shown
     from instruct_lm.training.callbacks import Throughput, free_memory, peak_memory
     from instruct_lm.training.memory_estimate import describe, of_config
     from instruct_lm.training.module import InstructionTuner
@@ -32,7 +47,6 @@ def main(cfg: DictConfig) -> None:
 
     started = time.perf_counter()
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    output_dir = Path(config["output_dir"])
     accelerator = check_device(cfg.device)
     pl.seed_everything(config["seed"], verbose=False)
 
@@ -79,8 +93,7 @@ def main(cfg: DictConfig) -> None:
     }
     write_summary(summary, output_dir)
     record(trainer, config, after)
-    log.info("next: python evaluate.py run=%s", shown(output_dir))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", main))
+    sys.exit(run_command("train", main, compare_runs))

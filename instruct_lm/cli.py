@@ -54,7 +54,9 @@ def register() -> None:
     runs.register_resolvers()
 
 
-def run_command(config_name: str, main: Callable[[DictConfig], int | None]) -> int:
+def run_command(
+    config_name: str, main: Callable[[DictConfig], int | None], conclude: Callable[[Path], object] | None = None
+) -> int:
     """Compose `conf/<config_name>.yaml` from the command line, check it and call `main`.
 
     `main` sees a configuration whose values are checked, whose `output_dir` is the job's own absolute path, and which
@@ -63,6 +65,7 @@ def run_command(config_name: str, main: Callable[[DictConfig], int | None]) -> i
     Args:
         config_name: ``train`` or ``evaluate``.
         main: Does the job. Returns None or 0 when all was done, 1 when something is left undone.
+        conclude: Called with the folder of a multirun after its last job, if it is one with `evaluate=true`.
 
     Returns:
         The exit status: 0 when all was done; 2 for bad input or configuration, after a message of a few lines on
@@ -71,12 +74,15 @@ def run_command(config_name: str, main: Callable[[DictConfig], int | None]) -> i
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     status = 0
+    multirun: Path | None = None
 
     @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
-        nonlocal status
+        nonlocal status, multirun
         try:
             status = max(status, main(prepare(config_name, cfg)) or 0)
+            if cfg.get("evaluate") and HydraConfig.get().mode == RunMode.MULTIRUN:
+                multirun = Path(HydraConfig.get().sweep.dir)
         except (Exception, KeyboardInterrupt) as error:
             failure, message = describe(error, config_name)
             hydra_cfg = HydraConfig.get()
@@ -89,6 +95,8 @@ def run_command(config_name: str, main: Callable[[DictConfig], int | None]) -> i
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        if conclude is not None and multirun is not None:
+            conclude(multirun)
     except _JobFailed as failed:
         return failed.status
     except (Exception, KeyboardInterrupt) as error:
@@ -114,12 +122,14 @@ def prepare(config_name: str, cfg: DictConfig) -> DictConfig:
     elif cfg.get("run") is not None:
         cfg = runs.evaluated_config(cfg, given)
     _CHECKS[config_name](cfg)
+    folder = Path(hydra_cfg.runtime.output_dir)
+    if config_name == "train" and sweep:
+        cfg = runs.continued_job(cfg, folder)
     if sweep and (cfg.device.devices != 1 or cfg.device.num_nodes != 1) and "LOCAL_RANK" not in os.environ:
         raise InputError(
             f"device.devices={cfg.device.devices} and device.num_nodes={cfg.device.num_nodes} in a multirun: every "
             "process would start the whole sweep again. Use one device, single runs, or torchrun."
         )
-    folder = Path(hydra_cfg.runtime.output_dir)
     if config_name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
         runs.save_config(cfg, folder)
     cfg.output_dir = str(folder)

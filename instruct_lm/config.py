@@ -209,6 +209,7 @@ class TrainConfig(CommonConfig):
     mask_instructions: bool
     prompt_loss_weight: float | None = field(metadata=SHARE)
     mask_header: bool
+    evaluate: bool
     resume: str | None
 
 
@@ -220,7 +221,7 @@ class EvaluateConfig(CommonConfig):
     run: str | None
     responses: str | None
     split: str = field(metadata=_one_of("train", "validation", "test"))
-    checkpoint: str = field(metadata=_one_of("best", "last"))
+    checkpoint: str = field(metadata=_one_of("best", "last", "untuned"))
 
 
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig}

@@ -6,24 +6,30 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lm.config import TrainConfig
+from instruct_lm.config import TrainConfig, schema_types
 from instruct_lm.errors import InputError
 
 CONFIG_FILE = Path(".hydra", "config.yaml")
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+UNTUNED = "untuned"  # in place of a checkpoint: the weights that a run started from
+SUMMARY = "summary.json"  # written last: a run that has one is complete
 
+LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
-    "trainer.max_epochs",
-    "trainer.max_steps",
+    *LIMITS,
     "trainer.progress",
     "data.num_workers",
     "device",
+    "evaluate",
     "cache_dir",
     "offline",
     "mirror",
@@ -158,7 +164,7 @@ def register_resolvers() -> None:
         "evaluate_dir": evaluate_dir,
         "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
         "file_name": lambda text: re.sub(r"[^\w.+-]+", "-", str(text))[:100],
-        "record_dir": lambda resume, now: ".hydra" if resume is None else f".hydra/resumed/{now}",
+        "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
@@ -207,6 +213,51 @@ def resumed_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
             OmegaConf.update(run, key, OmegaConf.select(cfg, key))
         elif key not in ("resume", "output_dir"):
             _require_same(key, cfg, run, "resume", f"May change: {', '.join(RESUME_MAY_CHANGE)}.")
+    return _goes_on(run)
+
+
+def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
+    """Return the configuration with which a sweep's job goes on in a folder where an earlier call may have begun it.
+
+    Args:
+        cfg: The job's configuration.
+        folder: Where its run goes.
+
+    Returns:
+        `cfg` itself where nothing was saved yet, else the run's with `resume` set and what may change.
+
+    Raises:
+        InputError: The folder holds a run with other settings.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return cfg
+    run = load_run_config(folder)
+    for key in _leaves(TrainConfig):
+        here, there = OmegaConf.select(cfg, key), OmegaConf.select(run, key)
+        if _within(key, RESUME_MAY_CHANGE):
+            OmegaConf.update(run, key, here)
+        elif here != there and key not in ("output_dir", "resume"):
+            raise InputError(
+                f"{folder} holds a run with {key}={there}, not {here}: choose another output_dir for this sweep, or "
+                "delete that run."
+            )
+    if not (folder / LAST).is_file():
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
+        return cfg
+    run.resume = str(folder)
+    return _goes_on(run)
+
+
+def is_complete(cfg: DictConfig) -> bool:
+    """Whether `cfg` resumes a run that has nothing left to do."""
+    return cfg.resume is not None and Path(cfg.resume, SUMMARY).is_file()
+
+
+def _goes_on(run: DictConfig) -> DictConfig:
+    """The configuration of a run to resume; with other limits than it had, it is not complete any more."""
+    recorded = load_run_config(run.resume)
+    if any(OmegaConf.select(run, key) != OmegaConf.select(recorded, key) for key in LIMITS):
+        Path(run.resume, SUMMARY).unlink(missing_ok=True)
     return run
 
 
@@ -220,7 +271,8 @@ def evaluated_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
     Raises:
         InputError: a key that contradicts the run, or no run or checkpoint to evaluate.
     """
-    checkpoint_path(cfg.run, cfg.checkpoint)
+    if cfg.checkpoint != UNTUNED:
+        checkpoint_path(cfg.run, cfg.checkpoint)
     run = load_run_config(cfg.run)
     fixed = FIXED_BY_RUN if "data" in given or "data.source" in given else FIXED_BY_RUN + SPLIT_KEYS
     for key in given:
@@ -253,6 +305,10 @@ def _claim(folder: str) -> str:
         with contextlib.suppress(FileExistsError):
             Path(name).mkdir(parents=True)
             return name
+
+
+def _leaves(schema: type) -> list[str]:
+    return [key for key, kind in schema_types(schema) if not is_dataclass(kind)]
 
 
 def _within(key: str, names: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,21 @@ import yaml
 from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
-from instruct_lm.runs import CONFIG_FILE
+from instruct_lm.runs import CONFIG_FILE, UNTUNED
 from instruct_lm.sources import DownloadError, Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
-_DECIDE_NOTHING = ("cache_dir", "offline", "mirror", "output_dir", "resume", "trainer.progress", "data.num_workers")
+_DECIDE_NOTHING = (
+    "cache_dir",
+    "offline",
+    "mirror",
+    "output_dir",
+    "resume",
+    "evaluate",
+    "trainer.progress",
+    "data.num_workers",
+)
 _MADE_BY = ("model", "data", "prompt", "lora", "generation", "seed", "split")
 EVALUATE_CONFIG_FILE = Path(".hydra", "evaluate", "config.yaml")
 
@@ -135,11 +145,11 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     made_file = folder / "responses.made.json"
     made_by = _read_json(made_file, dict).get("made_by", {}) if made_file.is_file() else {}
     made_by = {key: made_by[key] for key in _MADE_BY if key in made_by}
-    run = _find_run(folder, summary)
+    checkpoint = _read_yaml(folder / EVALUATE_CONFIG_FILE).get("checkpoint")
+    run = None if checkpoint == UNTUNED else _find_run(folder, summary)
     config = {**made_by, **(_read_yaml(run / CONFIG_FILE) if run else {})}
     given_beside_run = {key: made_by[key] for key in ("generation", "split") if key in made_by}
-    checkpoint = _read_yaml(folder / EVALUATE_CONFIG_FILE).get("checkpoint") if run else None
-    decisive = {**config, **given_beside_run, "checkpoint": checkpoint, "judge": summary["judge"]}
+    decisive = {**config, **given_beside_run, "judge": summary["judge"], "checkpoint": checkpoint if run else None}
     training = run / "summary.json" if run else None
     return Evaluation(
         name=name or _folder_name(folder),
@@ -166,6 +176,7 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: keep all
     events.Reload()
     curves = {}

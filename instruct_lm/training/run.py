@@ -21,6 +21,7 @@ from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.evaluation.responses import Responder
 from instruct_lm.files import shown, write_json
+from instruct_lm.runs import BEST, LAST, SUMMARY
 from instruct_lm.training.callbacks import (
     AtomicCheckpointIO,
     ProgressBar,
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 N_SAMPLES = 4  # validation instructions answered at each validation
 SAMPLE_TOKENS = 32
-BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 LOSSES = ("val/loss", "val/response_loss")
 Metrics = dict[str, float]
 
@@ -136,8 +136,7 @@ def fit(
             log.info("before training: validation loss %.3f, response only %.3f", *(before[key] for key in LOSSES))
         trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True if resume else None)
         after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
-        if not after:
-            log.info("The run was complete; with a higher trainer.max_epochs or trainer.max_steps it would go on.")
+        if not after:  # stopped behind the last step, before the summary
             after = dict(trainer.validate(module, data, verbose=False)[0])
     except SystemExit as stopped:  # Lightning's way to end after Ctrl-C
         if not last.is_file():
@@ -178,7 +177,7 @@ def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> 
 
 def write_summary(summary: Mapping[str, Any], output_dir: Path) -> None:
     """Write `summary.json` and print it as a few lines."""
-    write_json(summary, output_dir / "summary.json")
+    write_json(summary, output_dir / SUMMARY)
     log.info("\n%s\n", before_and_after(summary["before"], summary["after"]))
     log.info(
         "%d steps, %.0f s in all, %.0f s of training: %s tokens/s, peak memory %.2f GB",
