@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lm.cli import run_command
 from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import UNTUNED, checkpoint_path
+from instruct_lm.runs import SUMMARY, UNTUNED, checkpoint_path
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ def main(cfg: DictConfig) -> int:
         folder = output_dir
     else:
         log.info("responses: made before, in %s", shown(folder))
-    return score(config, folder / RESPONSES, output_dir, {"model": config["model"]["name"], "run": config["run"]})
+    run = config["run"] if trained else None
+    return score(config, folder / RESPONSES, output_dir, {"model": config["model"]["name"], "run": run})
 
 
 def respond(
@@ -67,7 +68,29 @@ def respond(
 
 
 def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: dict[str, Any]) -> int:
-    """Score the answers and write the summary."""
+    """Score the answers, by a second judge too if there is one, and write the summaries."""
+    from instruct_lm.evaluation.comparison import compare
+    from instruct_lm.evaluation.evaluations import load
+    from instruct_lm.evaluation.tables import agreement_table, markdown
+    from instruct_lm.evaluation.tensorboard import record_evaluation
+
+    status = judge_responses(config, "judge", responses, output_dir, subject)
+    if subject.get("run"):
+        record_evaluation(load(output_dir), config["split"])
+    if config["second_judge"]["kind"] != "none":
+        second = output_dir / "second"
+        status |= judge_responses(config, "second_judge", responses, second, subject)
+        names = [config[group]["model"] or config[group]["kind"] for group in ("judge", "second_judge")]
+        agreement = agreement_table(compare([load(output_dir, names[0]), load(second, names[1])]))
+        if agreement.rows:
+            log.info("%s\n\n%s", agreement.title, markdown(agreement))
+    return status
+
+
+def judge_responses(
+    config: dict[str, Any], group: str, responses: Path, output_dir: Path, subject: dict[str, Any]
+) -> int:
+    """Score the answers by one judge; 1 if an entry has no score."""
     from instruct_lm import build
     from instruct_lm.evaluation.report import describe_summary
     from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
@@ -77,14 +100,14 @@ def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: di
     entries = load_responses(responses)
     if responses != output_dir / RESPONSES:
         copy_responses(responses, entries, output_dir)
-    judge = build.build_judge(config, build.build_fetcher(config))
+    judge = build.build_judge(config[group], build.build_fetcher(config))
     try:
-        scored = score_responses(entries, judge, output_dir / "scores.jsonl", config["judge"]["concurrency"])
+        scored = score_responses(entries, judge, output_dir / "scores.jsonl", config[group]["concurrency"])
         summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses)}
     finally:
         if judge is not None:
             judge.close()
-    write_json(summary, output_dir / "summary.json")
+    write_json(summary, output_dir / SUMMARY)
     log.info("%s\nwritten to %s", describe_summary(summary), shown(output_dir))
     return int(summary["failed"] > 0)
 

@@ -143,9 +143,8 @@ def build_responder(config: Config, model: GPT, tokenizer: Tokenizer) -> Respond
     )
 
 
-def build_judge(config: Config, fetcher: Fetcher) -> Judge | None:
+def build_judge(settings: Config, fetcher: Fetcher) -> Judge | None:
     """The judge of an evaluation; it sees the instructions in the book's prompt style, whatever the model's own is."""
-    settings = config["judge"]
     model = settings["model"]
     if settings["kind"] == "llamacpp":
         model = fetcher.fetch(settings["weights"], sha256=settings["weights_sha256"])

@@ -218,6 +218,7 @@ class EvaluateConfig(CommonConfig):
     """The configuration of `evaluate.py`."""
 
     judge: JudgeConfig
+    second_judge: JudgeConfig
     run: str | None
     responses: str | None
     split: str = field(metadata=_one_of("train", "validation", "test"))
@@ -292,13 +293,14 @@ def check_evaluate_config(cfg: DictConfig) -> None:
         raise InputError(
             f"run={cfg.run} and responses={cfg.responses}: give a run that answers, or a file of answers, not both."
         )
-    kind = cfg.judge.kind
-    if cfg.responses is not None and kind == "none":
+    if cfg.responses is not None and cfg.judge.kind == "none":
         raise InputError("judge=none with responses=… leaves nothing to do: choose judge=reference or another judge.")
     needed = {"ollama": ("model", "base_url"), "openai": ("model", "base_url"), "llamacpp": ("weights",)}
-    for name in needed.get(kind, ()):
-        if cfg.judge[name] is None:
-            raise InputError(f"judge.{name}=null: judge={kind} needs one, for example as in conf/judge/{kind}.yaml.")
+    for group in ("judge", "second_judge"):
+        kind = cfg[group].kind
+        for name in needed.get(kind, ()):
+            if cfg[group][name] is None:
+                raise InputError(f"{group}.{name}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml.")
 
 
 def check_device(device: DictConfig) -> str:

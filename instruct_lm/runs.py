@@ -50,8 +50,9 @@ _HASH_OF = {
     "model.weights": "model.weights_sha256",
     "model.tokenizer": "model.tokenizer_sha256",
     "judge.weights": "judge.weights_sha256",
+    "second_judge.weights": "second_judge.weights_sha256",
 }
-_PATHS = ("data.source", "model.weights", "model.tokenizer", "judge.weights", "responses", "run", "resume", "cache_dir")
+_PATHS = (*_HASH_OF, "responses", "run", "resume", "cache_dir")
 _NOT_PATHS = ("sample", "bytes")  # names of what the package itself holds
 
 

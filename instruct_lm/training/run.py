@@ -14,12 +14,14 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.encoding import resolve_prompt_loss_weight
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.evaluation.responses import Responder
+from instruct_lm.evaluation.tensorboard import TEST_METRICS
 from instruct_lm.files import shown, write_json
 from instruct_lm.runs import BEST, LAST, SUMMARY
 from instruct_lm.training.callbacks import (
@@ -171,7 +173,12 @@ def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> 
         "accumulate": config["trainer"]["accumulate"],
         "lora_rank": config["lora"]["rank"],
     }
-    trainer.logger.log_hyperparams(chosen, {f"final/{name}": value for name, value in metrics.items()})  # type: ignore[union-attr]
+    final = {f"final/{name}": value for name, value in metrics.items()}
+    writer = trainer.logger.experiment  # type: ignore[union-attr]
+    # Those of the evaluation are announced here and come with it.
+    for summary in hparams(chosen, dict.fromkeys([*final, *TEST_METRICS], 0.0)):
+        writer._get_file_writer().add_summary(summary)  # as Lightning does: a closed writer opens again
+    trainer.logger.log_metrics(final, trainer.global_step)  # type: ignore[union-attr]
     trainer.logger.save()  # type: ignore[union-attr]
 
 
