@@ -27,7 +27,7 @@ def train_ours(
 
     from instruct_lm.build import gpt_config
     from instruct_lm.data.batching import collate
-    from instruct_lm.model.gpt import GPT
+    from instruct_lm.model.gpt import GPT, store_matrices
     from instruct_lm.model.lora import add_lora
     from instruct_lm.training.module import InstructionTuner
     from instruct_lm.training.optimizers import OptimizerSettings
@@ -43,10 +43,14 @@ def train_ours(
         )
         for batch in batches
     ]
-    model = GPT(gpt_config(model_conf(size))).init_weights(0)
+    base_dtype = getattr(torch, options.get("base_dtype", "float32"))
+    with torch.device("meta"):
+        model = GPT(gpt_config(model_conf(size)))
+    store_matrices(model, base_dtype)  # as `load_pretrained` does
+    model.to_empty(device="cpu").init_weights(0)
     model.activation_checkpointing = bool(options.get("activation_checkpointing"))
     if lora:
-        add_lora(model, lora, 2 * lora, base_dtype=getattr(torch, options.get("base_dtype", "float32")))
+        add_lora(model, lora, 2 * lora, base_dtype=base_dtype)
     optimizer = OptimizerSettings(in_backward=bool(options.get("in_backward")))
 
     class Clock(pl.Callback):

@@ -59,14 +59,13 @@ def gpt_config(model: Config) -> GPTConfig:
 
 def build_model(model: Config, lora: Config, seed: int, fetcher: Fetcher) -> GPT:
     """The model, pretrained or random, with adapters if asked for."""
-    sizes = gpt_config(model)
+    sizes, base_dtype = gpt_config(model), getattr(torch, lora["base_dtype"]) if lora["rank"] else torch.float32
     if model["weights"] is None:
         gpt = GPT(sizes).init_weights(seed)
     else:
-        gpt = load_pretrained(sizes, fetcher.fetch(model["weights"], sha256=model["weights_sha256"]))
+        gpt = load_pretrained(sizes, fetcher.fetch(model["weights"], sha256=model["weights_sha256"]), base_dtype)
     if lora["rank"]:
         torch.manual_seed(seed)  # of the adapters' start
-        base_dtype = getattr(torch, lora["base_dtype"])
         add_lora(gpt, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"], base_dtype)
     return gpt
 

@@ -171,7 +171,7 @@ def test_what_one_job_leaves_undone_shows_in_the_status_after_all_ran(command: A
 
 
 def test_experiment_masking_is_a_multirun_of_itself(command: Any) -> None:
-    status, _, seen = command("train", "experiment=masking", "seed=5")
+    status, _, seen = command("train", "experiment=masking", "seed=5", "evaluate=false")
     assert status == 0
     assert [(cfg.prompt_loss_weight, cfg.seed) for cfg in seen] == [(w, 5) for w in (0, 0.01, 0.1, 0.3, 1)]
 

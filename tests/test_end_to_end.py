@@ -513,3 +513,81 @@ def test_short_rows_are_cut_as_asked(command: Any, tmp_path: Path) -> None:
     assert status == 0
     assert "1 of 34 entries are longer than 200 tokens: 0 dropped, 1 truncated (data.overlong=truncate)" in err
     assert read(tmp_path / "run" / "summary.json")["steps"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp_path: Path) -> None:
+    data = f"data.source={write(tmp_path / 'entries.json', sums())}"
+    settings = ["model=gpt2-tiny", data, "data.batch_size=4", "trainer.max_epochs=2", "generation.max_new_tokens=8"]
+    sweep = [
+        "-m",
+        "prompt_loss_weight=0,1",
+        "seed=1",
+        "output_dir=a sweep",
+        "evaluate=true",
+        "cache_dir=cache",
+        *settings,
+    ]
+    process = start("train.py", *sweep, cwd=tmp_path)
+    folder = tmp_path / "a sweep"
+    read_until(process, lambda text: text.count("training: from step 0") == 2)
+    process.kill()
+    process.wait()
+    first, second = (next(folder.glob(f"{number}_*")) for number in (0, 1))
+    assert (first / "summary.json").is_file()
+    assert not (second / "summary.json").exists()
+    kept = [
+        first / "checkpoints" / "last.ckpt",
+        first / "summary.json",
+        *(first / "evaluation" / "test").glob("*.json*"),
+    ]
+    stamps = [path.stat().st_mtime_ns for path in kept]
+    assert len(stamps) == 6
+
+    call("train.py", *sweep, cwd=tmp_path)
+    assert [path.stat().st_mtime_ns for path in kept] == stamps
+    whole = call(
+        "train.py", "prompt_loss_weight=1", "seed=1", "output_dir=alone", "cache_dir=cache", *settings, cwd=tmp_path
+    )
+    assert "Traceback" not in whole
+    assert losses(second) == losses(tmp_path / "alone")
+    check_run(second)
+    assert [step for step, _ in points(events(second), "val/loss")] == [0, 4, 9, 13, 18]
+
+    # The report's means, from the files by hand.
+    table = (folder / "report.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| .*\|$", table.split("## Differences")[0], re.M)}
+    assert list(rows)[1:] == ["untuned", "prompt_loss_weight=0", "prompt_loss_weight=1"] or rows
+    for name, run in (
+        ("prompt_loss_weight=0", first / "evaluation/test"),
+        ("untuned", first / "evaluation/test-untuned"),
+    ):
+        scores = [json.loads(line)["score"] for line in (run / "scores.jsonl").read_text().splitlines()]
+        assert f" {sum(scores) / len(scores):.1f} [" in rows[name]
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+    content = events(first).summary_metadata["_hparams_/experiment"].plugin_data.content
+    metrics = [info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos]
+    assert {"test/score", "final/val/loss"} <= set(metrics)
+    assert events(first).Scalars("test/score")[0].value == pytest.approx(
+        read(first / "evaluation/test/summary.json")["mean"]
+    )
+
+
+def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Path) -> None:
+    settings = [
+        "-m",
+        "model=gpt2-tiny",
+        "data=sample",
+        "trainer=debug",
+        "seed=1",
+        "output_dir=sweep",
+        "cache_dir=cache",
+    ]
+    assert command("train", *settings)[0] == 0
+    status, err = command("train", *settings, "optimizer.lr=0.5")
+    assert (status, "optimizer.lr=5e-05, not 0.5" in err) == (0, False)  # another name, another folder
+    config = next(Path("sweep").glob("0_*trainer-debug/.hydra/config.yaml"))
+    config.write_text(config.read_text().replace("lr: 5.0e-05", "lr: 0.25"))
+    status, err = command("train", *settings)
+    assert status == 2
+    assert "optimizer.lr=0.25, not 5e-05: choose another output_dir" in err

@@ -84,21 +84,33 @@ class Responder:
     def prompt_ids(self, example: Example) -> list[int]:
         """The ids that training puts before a response: the prompt's, then the header's.
 
-        A prompt that fills the model is cut to the tokens before its header that leave room for an answer.
+        Of a prompt that would leave the answer less than a quarter of the model's ``block_size`` (or less than
+        ``max_new_tokens``, if that is fewer), the last tokens before the header are left out.
 
         Raises:
             InputError: the prompt style alone fills the model.
         """
-        style, encode_special = self.style, self.tokenizer.encode_special
+        opening, body, closing, room = self._parts(example)
+        return [*opening, *body[:room], *closing]
+
+    def cut_tokens(self, example: Example) -> int:
+        """How many of an example's tokens `prompt_ids` leaves out."""
+        _, body, _, room = self._parts(example)
+        return max(0, len(body) - room)
+
+    def _parts(self, example: Example) -> tuple[list[int], list[int], list[int], int]:
+        """Ids before, of and behind what varies, and how many of the second there is room for."""
+        style, encode_special, block_size = self.style, self.tokenizer.encode_special, self.model.config.block_size
         opening, body = encode_special(style.opening), self.tokenizer.encode(style.body(example))
         closing = encode_special(style.closing) + encode_special(style.header)
-        room = self.model.config.block_size - len(opening) - len(closing) - 1
+        fixed = len(opening) + len(closing)
+        room = block_size - fixed - 1
         if room < 0:
             raise InputError(
-                f"prompt={style.name} takes {len(opening) + len(closing)} tokens, and model.block_size="
-                f"{self.model.config.block_size} has no room for more: choose a larger one or another prompt style."
+                f"prompt={style.name} takes {fixed} tokens, and model.block_size={block_size} has no room for more: "
+                "choose a larger one or another prompt style."
             )
-        return [*opening, *body[:room], *closing]
+        return opening, body, closing, max(0, block_size - fixed - max(1, min(self.max_new_tokens, block_size // 4)))
 
     def _response(self, ids: list[int]) -> Response:
         ended = bool(ids) and ids[-1] in self.tokenizer.stop_tokens

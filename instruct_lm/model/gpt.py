@@ -331,3 +331,10 @@ class GPT(nn.Module):
         inverse_frequency = self.config.rope_base ** (-dims / self.config.head_dim)
         angles = (position_ids[..., None].float() * inverse_frequency)[..., None, :]  # (..., 1, D / 2)
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the weights of linear layers and embeddings in ``dtype``; biases and norms stay as they are."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.data = module.weight.data.to(dtype)

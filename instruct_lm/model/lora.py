@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instruct_lm.model.gpt import GPT
+from instruct_lm.model.gpt import GPT, store_matrices
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
@@ -67,9 +67,7 @@ def add_lora(
         raise ValueError(f"lora.targets={unknown} are no layers of a block: choose among {', '.join(TARGETS)}")
     model.requires_grad_(False)
     if base_dtype is not None:
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                module.weight.data = module.weight.data.to(base_dtype)
+        store_matrices(model, base_dtype)
     for block in model.h:
         for target in targets:
             parent, name = target.split(".")

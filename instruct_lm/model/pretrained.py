@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instruct_lm.errors import InputError
 from instruct_lm.gguf import read_gguf
-from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -83,14 +83,14 @@ LAYOUTS = {
 _IGNORED = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rope_freqs\.weight)$")
 
 
-def load_pretrained(config: GPTConfig, path: Path, dtype: torch.dtype = torch.float32) -> GPT:
+def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = torch.float32) -> GPT:
     """Build the model of ``config`` with the weights of a checkpoint.
 
     Args:
         config: sizes; they must be the checkpoint's.
         path: a ``.safetensors`` or ``.gguf`` file, or a folder in the hub's layout (``model.safetensors``, or shards
             with ``model.safetensors.index.json``).
-        dtype: of the parameters; quantised tensors are dequantised to it.
+        matrix_dtype: of the matrices; biases and norms are float32. Quantised tensors are dequantised.
 
     Raises:
         InputError: not such a file, or a missing, extra or misshaped tensor; the message lists them.
@@ -101,7 +101,8 @@ def load_pretrained(config: GPTConfig, path: Path, dtype: torch.dtype = torch.fl
     layout = _recognise(checkpoint, config, path)
     pieces = {name: pieces_of(name, parameter.shape, layout, config) for name, parameter in model.named_parameters()}
     _check(checkpoint, [piece for stack in pieces.values() for piece in stack], layout, path)
-    model.to(dtype).to_empty(device="cpu")
+    store_matrices(model, matrix_dtype)
+    model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             start = 0
@@ -111,7 +112,7 @@ def load_pretrained(config: GPTConfig, path: Path, dtype: torch.dtype = torch.fl
                 rows.copy_(tensor if piece.transform is None else piece.transform(tensor))
                 start += piece.shape[0]
         if layout.head in checkpoint.shapes and not torch.equal(
-            checkpoint.read(layout.head).to(dtype), model.wte.weight
+            checkpoint.read(layout.head).to(matrix_dtype), model.wte.weight
         ):
             raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
     return model

@@ -13,6 +13,9 @@ from instruct_lm.model.products import linear
 CHUNK_SIZE = 256
 """Targets whose logits are held at once: 51 MB for GPT-2's vocabulary in fp32."""
 
+HEAD_PART = 8192
+"""Rows of a head in a smaller dtype that are widened at once."""
+
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are made in the forward pass, while the logits are at hand (the idea of Liger Kernel)."""
@@ -29,22 +32,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head_grad = torch.empty_like(head) if of_head and not ctx.kept else None
         losses = hidden.new_empty(len(target_ids), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            matrix = head.to(dtype)
+            matrix = head if head.itemsize < dtype.itemsize else head.to(dtype)
             for start in range(0, len(target_ids), CHUNK_SIZE):
                 piece = slice(start, start + CHUNK_SIZE)
                 inputs, targets = hidden[piece].to(dtype), target_ids[piece, None]
-                logits = linear(inputs, matrix).float()  # (chunk, V)
-                picked = logits.gather(1, targets)
-                logsumexp = logits.logsumexp(1, keepdim=True)
-                losses[piece] = (logsumexp - picked)[:, 0]
+                logits = _times_head(inputs, matrix).float()  # (chunk, V)
+                picked, largest = logits.gather(1, targets), logits.amax(1, keepdim=True)
+                exponentials = logits.sub_(largest).exp_()
+                total = exponentials.sum(1, keepdim=True)
+                losses[piece] = (total.log() + largest - picked)[:, 0]
                 if not (of_hidden or of_head):
                     continue
                 # d(w · nll) / d(logits) = w · (softmax − one-hot)
                 weight = weights[piece, None]
-                grad = logits.sub_(logsumexp).exp_().mul_(weight)
+                grad = exponentials.mul_(weight / total)
                 grad = grad.scatter_add_(1, targets, -weight).to(dtype)
                 if hidden_grad is not None:
-                    hidden_grad[piece] = linear(grad, matrix.T)
+                    hidden_grad[piece] = _times_head(grad, matrix, transposed=True)
                 if ctx.kept:
                     add_product(head, grad.T, inputs)
                 elif head_grad is not None:
@@ -58,6 +62,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.kept and abs(float(grad) - 1) > 1e-4:
             raise RuntimeError(f"the head's gradient is written for a loss of weight 1, not of {float(grad)}")
         return (*(g if g is None else g.mul_(grad) for g in ctx.grads), None, None, None)
+
+
+def _times_head(x: Tensor, head: Tensor, transposed: bool = False) -> Tensor:
+    """``x @ head.T``, or ``x @ head``; a head of a smaller dtype is widened a part at a time, never as a whole."""
+    if head.dtype == x.dtype:
+        return linear(x, head.T if transposed else head)
+    starts = range(0, len(head), HEAD_PART)
+    if transposed:
+        parts = (linear(x[:, i : i + HEAD_PART], head[i : i + HEAD_PART].to(x.dtype).T) for i in starts)
+        return sum(parts, start=x.new_zeros(len(x), head.shape[1]))
+    out = x.new_empty(len(x), len(head))
+    for i in starts:
+        out[:, i : i + HEAD_PART] = linear(x, head[i : i + HEAD_PART].to(x.dtype))
+    return out
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lm.model.gpt import GPTConfig
-from instruct_lm.training.loss import CHUNK_SIZE
+from instruct_lm.training.loss import CHUNK_SIZE, HEAD_PART
 
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
 FLOAT = 4
@@ -68,7 +68,7 @@ class TrainingMemory:
         weights = self.parameters * (self.base_bytes if self.lora_rank else FLOAT)
         gradients = FLOAT * (embedding + c.n_embd * c.inner * 2 if self.in_backward else self.trained)
         states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
-        head = 3 * CHUNK_SIZE * c.vocab_size * FLOAT + (embedding * FLOAT if self.base_bytes < FLOAT else 0)
+        head = 2 * CHUNK_SIZE * c.vocab_size * FLOAT + (HEAD_PART * c.n_embd * FLOAT if self.base_bytes < FLOAT else 0)
         return PROCESS + weights + gradients + states + self._activations + head
 
     @property

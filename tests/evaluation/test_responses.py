@@ -63,10 +63,14 @@ def test_control_tokens_of_smollm2_are_one_token_each(smollm2_gguf: Path) -> Non
 def test_a_prompt_longer_than_the_model_keeps_its_ends(style: PromptStyle) -> None:
     asked = responder(style.name).prompt_ids(Example("x" * 100_000, "y", ""))
     text = BYTES.decode(asked)
-    assert len(asked) == MODEL.config.block_size - 1  # one token of answer
+    assert len(asked) == MODEL.config.block_size - 75
     assert text.startswith(style.opening + "xxx")
     assert text.endswith("xxx" + style.closing + style.header)
-    assert responder(style.name).answer([Example("x" * 100_000, "y", "")])[0].tokens == 1
+    assert responder(style.name).answer([Example("x" * 100_000, "y", "")])[0].tokens == 75
+    assert responder(style.name).cut_tokens(Example("x" * 100_000, "y", "")) == len(
+        style.opening + style.body(Example("x" * 100_000, "y", "")) + style.closing + style.header
+    ) - len(asked)
+    assert responder(style.name, max_new_tokens=3).answer([Example("x" * 100_000, "y", "")])[0].tokens == 3
 
 
 def test_a_style_that_fills_the_model_is_named() -> None:
