@@ -75,7 +75,7 @@ def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: di
     from instruct_lm.evaluation.tensorboard import record_evaluation
 
     status = judge_responses(config, "judge", responses, output_dir, subject)
-    if subject.get("run"):
+    if subject.get("run") and config["checkpoint"] == "best":
         record_evaluation(load(output_dir), config["split"])
     if config["second_judge"]["kind"] != "none":
         second = output_dir / "second"

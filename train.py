@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lm.cli import run_command
 from instruct_lm.files import shown
 from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import is_complete
+from instruct_lm.runs import LIMITS, is_complete
 from instruct_lm.sweeps import compare_runs, evaluate_run
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ def train(cfg: DictConfig, output_dir: Path) -> None:
         "peak_memory_gb": round(peak_memory(module.device) / 1e9, 2),
         "before": before,
         "after": after,
+        "limits": {key: OmegaConf.select(cfg, key) for key in LIMITS},
     }
-    write_summary(summary, output_dir)
     record(trainer, config, after)
+    write_summary(summary, output_dir)
 
 
 if __name__ == "__main__":

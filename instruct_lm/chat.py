@@ -6,17 +6,19 @@ import argparse
 import contextlib
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, RunError
 from instruct_lm.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from instruct_lm.evaluation.responses import Responder
 
 EMPTY = "Write an instruction, such as: Name the capital of Colombia."
+_BIDIRECTIONAL = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 _PARTIAL = "\ufffd"  # what an unfinished character decodes to
 
 
@@ -36,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             serve(responder, about, options.port)
         else:
             talk(responder, about)
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 1
     except BrokenPipeError:
@@ -92,7 +94,12 @@ def answers(responder: Responder, instruction: str) -> Iterator[str]:
     if remark:
         yield remark
     for text in responder.stream(example):
-        yield remark + "".join(c for c in text.rstrip(_PARTIAL) if c.isprintable() or c in "\n\t")
+        yield remark + "".join(c for c in text.rstrip(_PARTIAL) if c in "\n\t" or not _commands(c))
+
+
+def _commands(character: str) -> bool:
+    """Whether a terminal obeys it rather than shows it: control characters, and those that turn the writing round."""
+    return unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _BIDIRECTIONAL
 
 
 def talk(responder: Responder, about: str) -> None:
@@ -116,6 +123,8 @@ def talk(responder: Responder, about: str) -> None:
                 shown = text
             print()
         except KeyboardInterrupt:
+            if not interactive:
+                raise
             print(" [stopped]")
 
 
@@ -136,9 +145,12 @@ def serve(responder: Responder, about: str, port: int | None) -> None:
 
     # Fonts of the system: the page asks no other host for them.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    page = gradio.ChatInterface(respond, title="Instruct-LM", description=about, api_visibility="private")
+    shown = gradio.Chatbot(render_markdown=False, show_label=False)  # an answer is text, whatever it holds
+    page = gradio.ChatInterface(
+        respond, chatbot=shown, title="Instruct-LM", description=about, api_visibility="private"
+    )
     try:
-        page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme)
+        page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, footer_links=[])
     except OSError as error:
         raise InputError(f"port {port} cannot be had ({error}): choose another, or leave out --port.") from error
 

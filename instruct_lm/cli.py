@@ -95,13 +95,18 @@ def run_command(
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-        if conclude is not None and multirun is not None:
-            conclude(multirun)
     except _JobFailed as failed:
         return failed.status
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error, config_name, composing=True)
         print(message, file=sys.stderr)
+        return status
+    if conclude is not None and multirun is not None:
+        try:
+            conclude(multirun)
+        except (Exception, KeyboardInterrupt) as error:
+            status, message = describe(error, config_name)
+            print(message, file=sys.stderr)
     return status
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -155,6 +157,12 @@ def evaluate_dir(output_dir: str | None, run: str | None, split: str, checkpoint
     return str(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"))
 
 
+def file_name(text: object) -> str:
+    """A text as part of a path: without special characters, and where it is cut with a hash of the whole."""
+    name = re.sub(r"[^\w.+-]+", "-", str(text))
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def register_resolvers() -> None:
     """Make the functions above known to `conf/train.yaml` and `conf/evaluate.yaml`.
 
@@ -164,7 +172,7 @@ def register_resolvers() -> None:
         "train_dir": train_dir,
         "evaluate_dir": evaluate_dir,
         "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
-        "file_name": lambda text: re.sub(r"[^\w.+-]+", "-", str(text))[:100],
+        "file_name": file_name,
         "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
     }
     for name, function in resolvers.items():
@@ -214,7 +222,7 @@ def resumed_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
             OmegaConf.update(run, key, OmegaConf.select(cfg, key))
         elif key not in ("resume", "output_dir"):
             _require_same(key, cfg, run, "resume", f"May change: {', '.join(RESUME_MAY_CHANGE)}.")
-    return _goes_on(run)
+    return run
 
 
 def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -230,7 +238,8 @@ def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
     Raises:
         InputError: The folder holds a run with other settings.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / LAST).is_file():
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
         return cfg
     run = load_run_config(folder)
     for key in _leaves(TrainConfig):
@@ -242,24 +251,16 @@ def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
                 f"{folder} holds a run with {key}={there}, not {here}: choose another output_dir for this sweep, or "
                 "delete that run."
             )
-    if not (folder / LAST).is_file():
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
-        return cfg
     run.resume = str(folder)
-    return _goes_on(run)
+    return run
 
 
 def is_complete(cfg: DictConfig) -> bool:
-    """Whether `cfg` resumes a run that has nothing left to do."""
-    return cfg.resume is not None and Path(cfg.resume, SUMMARY).is_file()
-
-
-def _goes_on(run: DictConfig) -> DictConfig:
-    """The configuration of a run to resume; with other limits than it had, it is not complete any more."""
-    recorded = load_run_config(run.resume)
-    if any(OmegaConf.select(run, key) != OmegaConf.select(recorded, key) for key in LIMITS):
-        Path(run.resume, SUMMARY).unlink(missing_ok=True)
-    return run
+    """Whether `cfg` resumes a run that has nothing left to do: its summary is there, and was made with these limits."""
+    if cfg.resume is None or not (summary := Path(cfg.resume, SUMMARY)).is_file():
+        return False
+    limits = json.loads(summary.read_text(encoding="utf-8")).get("limits")
+    return bool(limits == {key: OmegaConf.select(cfg, key) for key in LIMITS})
 
 
 def evaluated_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from instruct_lm.errors import RunError
 from instruct_lm.files import shown
 from instruct_lm.memory import give_back_freed_memory
-from instruct_lm.runs import BEST, CONFIG_FILE, SUMMARY, UNTUNED
+from instruct_lm.runs import BEST, CONFIG_FILE, SUMMARY, UNTUNED, load_run_config
 
 log = logging.getLogger(__name__)
 
@@ -30,42 +33,51 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
         The evaluation's folder.
 
     Raises:
-        RunError: The evaluation failed; it has said why.
+        RunError: The evaluation failed; the message says how to go on.
     """
     folder = run / "evaluation" / ("test" if checkpoint == "best" else f"test-{checkpoint}")
     done, weights = folder / SUMMARY, run / BEST
+    if not _is_first_process():
+        return folder
     if done.is_file() and (checkpoint != "best" or done.stat().st_mtime >= weights.stat().st_mtime):
         return folder
     gc.collect()
     give_back_freed_memory()
-    arguments = [f"run={_quoted(run)}", f"checkpoint={checkpoint}"]
-    log.info("evaluating: python evaluate.py %s", shlex.join([f"run={shown(run)}", arguments[1]]))
+    accelerator = load_run_config(run).device.accelerator
+    arguments = [f"run={_quoted(run)}", f"checkpoint={checkpoint}", f"device.accelerator={accelerator}"]
+    log.info("evaluating: python evaluate.py %s", shlex.join([f"run={shown(run)}", *arguments[1:]]))
     status = subprocess.run([sys.executable, str(COMMAND), *arguments], check=False).returncode
     if status:
         raise RunError(
-            f"The evaluation of {shown(run)} ended with status {status}. The same command goes on from here."
+            f"The evaluation of {shown(run)} ended with status {status}. Go on with: python train.py "
+            f"resume={shlex.quote(str(shown(run)))} evaluate=true"
         )
     return folder
 
 
-def compare_runs(sweep: Path) -> Path:
-    """Evaluate the untuned model of a sweep's first run, hold all runs against it and return the page.
+def compare_runs(sweep: Path) -> None:
+    """Evaluate the untuned model of a sweep's first run and write a report that holds all runs against it.
 
     Raises:
-        RunError: An evaluation or the report failed; it has said why.
+        RunError: The evaluation or the report failed; the message says which.
     """
     from instruct_lm.evaluation import report
 
+    if not _is_first_process():
+        return
     first = min(path.parents[1] for path in sweep.glob(f"*/{CONFIG_FILE}"))
     untuned = evaluate_run(first, UNTUNED)
     page = sweep / "report.html"
     outputs = ["--html", page, "--md", page.with_suffix(".md"), "--svg", page.with_suffix(".svg")]
     if report.main([f"untuned={untuned}", str(sweep), *map(str, outputs)]):
-        raise RunError(f"No report of {shown(sweep)}; the runs are complete.")
-    return page
+        raise RunError(f"There is no report of {shown(sweep)}; its runs are complete.")
+
+
+def _is_first_process() -> bool:
+    """False in the other processes of a training on several devices."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _quoted(path: Path) -> str:
     """A value that Hydra reads as this text."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    return QuotedString(str(path), Quote.single).with_quotes()

@@ -433,6 +433,28 @@ def test_a_judge_is_asked_once_for_each_answer(tmp_path: Path, monkeypatch: pyte
         assert not path.is_file() or "secret-of-the-test" not in path.read_text(encoding="utf-8")
 
 
+def test_a_second_judge_sees_the_same_answers_and_their_agreement_is_told(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "answers.json", answers())
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with JudgeServer(lambda exchange: exchange.answer(re.search(r"Add (\d+)", exchange.question)[1])) as judge:  # type: ignore[index]
+        settings = ["responses=answers.json", f"second_judge.base_url={judge.url}", "output_dir=judged"]
+        status, err = command("evaluate", *settings, "judge@second_judge=openai")
+    assert status == 0
+    first, second = (read(tmp_path / "judged" / folder / "summary.json") for folder in ("", "second"))
+    assert (first["judge"]["kind"], second["judge"]["kind"], second["mean"]) == ("reference", "openai", 2.5)
+    assert read(tmp_path / "judged" / "responses.json") == read(tmp_path / "judged" / "second" / "responses.json")
+    scores = [json.loads(line)["score"] for line in (tmp_path / "judged" / "scores.jsonl").read_text().splitlines()]
+    expected = pearson(scores, list(range(6)))
+    row = next(line for line in err.splitlines() if "reference and gpt-4o-mini" in line)
+    assert [cell.strip() for cell in row.split("|")][2:4] == ["6", f"{expected:.2f}"]
+
+
+def pearson(x: list[float], y: list[float]) -> float:
+    return float(torch.corrcoef(torch.tensor([x, y], dtype=torch.float64))[0, 1])
+
+
 def test_a_server_that_comes_back_is_asked_the_rest(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,8 +539,9 @@ def test_short_rows_are_cut_as_asked(command: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp_path: Path) -> None:
-    data = f"data.source={write(tmp_path / 'entries.json', sums())}"
-    settings = ["model=gpt2-tiny", data, "data.batch_size=4", "trainer.max_epochs=2", "generation.max_new_tokens=8"]
+    write(tmp_path / "entries.json", sums())
+    settings = ["model=gpt2-tiny", "data.source=entries.json", "data.batch_size=4", "trainer.max_epochs=2"]
+    settings.append("generation.max_new_tokens=8")
     sweep = [
         "-m",
         "prompt_loss_weight=0,1",
@@ -553,11 +576,18 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     assert losses(second) == losses(tmp_path / "alone")
     check_run(second)
     assert [step for step, _ in points(events(second), "val/loss")] == [0, 4, 9, 13, 18]
+    call("evaluate.py", *settings[:2], "seed=1", settings[-1], "output_dir=untuned", "cache_dir=cache", cwd=tmp_path)
+    untuned = [read(path / "responses.json") for path in (tmp_path / "untuned", first / "evaluation" / "test-untuned")]
+    assert untuned[0] == untuned[1]
 
     # The report's means, from the files by hand.
     table = (folder / "report.md").read_text(encoding="utf-8")
     rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| .*\|$", table.split("## Differences")[0], re.M)}
-    assert list(rows)[1:] == ["untuned", "prompt_loss_weight=0", "prompt_loss_weight=1"] or rows
+    assert [name for name in rows if not set(name) <= {"-", " "}][1:] == [
+        "untuned",
+        "prompt_loss_weight=0",
+        "prompt_loss_weight=1",
+    ]
     for name, run in (
         ("prompt_loss_weight=0", first / "evaluation/test"),
         ("untuned", first / "evaluation/test-untuned"),

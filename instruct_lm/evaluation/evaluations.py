@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -206,10 +207,10 @@ def _name_and_path(argument: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _job_order(path: Path) -> tuple[int, str]:
-    """`10_lr-1` after `9_lr-1`."""
-    number = path.name.partition("_")[0]
-    return (int(number) if number.isdecimal() else -1), path.name
+def _job_order(path: Path) -> list[str | float]:
+    """`10_lr-1` after `9_lr-1`, `weight-0.1` after `weight-0`."""
+    pieces = re.split(r"(\d+(?:\.\d+)?)", path.name)  # texts and numbers in turn
+    return [float(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
 
 def _evaluation_folder(path: Path) -> Path | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 import numpy as np
 
 from instruct_lm.evaluation.evaluations import Evaluation
+
+log = logging.getLogger(__name__)
 
 TEST_METRICS = ("test/score", "test/exact_match", "test/chrf")
 """What HParams compares a sweep by, besides the final losses."""
@@ -22,6 +27,9 @@ def record_evaluation(evaluation: Evaluation, split: str) -> None:
     if evaluation.run is None:
         raise ValueError(f"{evaluation.folder} is no evaluation of a run")
     folder, suffix, step = evaluation.run / "tensorboard", f".{split}-evaluation", evaluation.training.get("steps", 0)
+    if not os.access(folder, os.W_OK):
+        log.warning("%s cannot be written: the scores are not in TensorBoard", folder)
+        return
     for earlier in folder.glob(f"*{suffix}"):
         earlier.unlink()
     with SummaryWriter(folder, filename_suffix=suffix) as writer:

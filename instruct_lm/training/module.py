@@ -15,7 +15,7 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.gradients import forget_gradients, keep_gradients
 from instruct_lm.training.loss import linear_cross_entropy
-from instruct_lm.training.optimizers import OptimizerSettings
+from instruct_lm.training.optimizers import OptimizerSettings, allocate_states
 
 
 class InstructionTuner(pl.LightningModule):
@@ -149,6 +149,7 @@ class InstructionTuner(pl.LightningModule):
         )
         if self._keeps_gradients:
             keep_gradients(self.model.wte if self.settings.in_backward else self.model)
+            allocate_states(self.optimizers(use_pl_optimizer=False))  # type: ignore[arg-type]
         cpu_state, cuda_state = self._rng_states
         if cpu_state is not None:
             torch.set_rng_state(cpu_state)

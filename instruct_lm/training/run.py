@@ -160,6 +160,8 @@ def before_and_after(before: Metrics, after: Metrics) -> str:
 
 def record(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Metrics) -> None:
     """Write the settings that a sweep varies, with the final metrics, for TensorBoard's HParams."""
+    if not trainer.is_global_zero:
+        return
     chosen = {
         "model": config["model"]["name"],
         "mask_instructions": str(config["mask_instructions"]).lower(),  # a bool would be shown as 0 or 1

@@ -43,6 +43,18 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert hidden.grad is not None
 
 
+@pytest.mark.parametrize("part", [1, 5, 36, 37, 100])
+def test_a_small_head_is_widened_part_by_part_to_the_same(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "HEAD_PART", part)
+    hidden, head, targets, weights = inputs(7)
+    small = head.detach().bfloat16()
+    expected, nll = linear_cross_entropy(hidden, small.float(), targets, weights)
+    (grad,) = torch.autograd.grad(expected, hidden)
+    total, small_nll = linear_cross_entropy(hidden, small, targets, weights)
+    torch.testing.assert_close(small_nll, nll)
+    torch.testing.assert_close(torch.autograd.grad(total, hidden)[0], grad)
+
+
 def test_autocast_computes_logits_in_its_dtype_and_the_loss_in_fp32() -> None:
     hidden, head, targets, weights = inputs(9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
