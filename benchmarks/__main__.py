@@ -263,10 +263,11 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; choose among {', '.join(BENCHMARKS)}")
-    print(f"data: {rows()[0]}; machine: {machine()}", file=sys.stderr)
+    data = rows(args.sizes[0])[0]
+    print(f"data: {data}; machine: {machine()}", file=sys.stderr)
     for name in args.names or BENCHMARKS:
         for title, table in BENCHMARKS[name](args):
-            record = {"title": title, "table": table, "machine": machine(), "data": rows()[0], "arguments": vars(args)}
+            record = {"title": title, "table": table, "machine": machine(), "data": data, "arguments": vars(args)}
             write_json(record, RESULTS / f"{re.sub('[^a-z0-9]+', '-', title.lower())}.json")
             print(f"\n{title}\n\n{markdown(table)}\n", flush=True)
 

@@ -17,7 +17,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     if request["task"] == "train":
         n = request["warmup"] + request["steps"]
-        given = (tasks.long_batches if request.get("long") else tasks.batches)(n)
+        given = tasks.long_batches(n) if request.get("long") else tasks.batches(request["size"], n)
         given = sorted(given[: request["warmup"]], key=_longest, reverse=True) + given[request["warmup"] :]
         options, lora, masked = request.get("options", {}), request.get("lora", 0), request["masked"]
         seconds, losses = contenders.TRAIN[request["contender"]](request["size"], given, masked, lora, options)
@@ -36,7 +36,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             "gflops": rate / 1e9,
             "floor": [flops / rate for flops in needed[timed]],
         }
-    prompts = tasks.prompts()[: request.get("prompts")]
+    prompts = tasks.prompts(request["size"])[: request.get("prompts")]
     seconds, tokens = contenders.GENERATE[request["contender"]](request["size"], prompts, request["new_tokens"])
     rate = floor.gemm_rate(request["size"], len(prompts))
     return {
