@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lm.cli import run_command
 from instruct_lm.files import shown
 from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import LIMITS, is_complete
+from instruct_lm.runs import LAST, LIMITS, is_complete
 from instruct_lm.sweeps import compare_runs, evaluate_run
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ def train(cfg: DictConfig, output_dir: Path) -> None:
     }
     record(trainer, config, after)
     write_summary(summary, output_dir)
+    if not config["trainer"]["keep_last"]:
+        (output_dir / LAST).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -115,24 +115,16 @@ def memory(args: argparse.Namespace) -> Tables:
         "LoRA r16, bf16 base": {"lora": 16, "options": {"base_dtype": "bfloat16"}},
         "LoRA r16, both": {"lora": 16, "options": {"activation_checkpointing": True, "base_dtype": "bfloat16"}},
     }
-    table = []
-    for name, setting in settings.items():
-        request = {
-            "task": "train",
-            "size": args.sizes[0],
-            "masked": False,
-            "contender": "ours",
-            "warmup": 2,
-            "steps": 2,
+    common = {"task": "train", "size": args.sizes[0], "masked": False, "contender": "ours", "warmup": 2, "steps": 2}
+    found = rounds({name: {**common, **setting} for name, setting in settings.items()}, 1)
+    table = [
+        {
+            "setting": name,
+            "peak GB": round(result["peak_gb"], 2),
+            "s/step": round(statistics.median(result["seconds"]), 2),
         }
-        if (result := measure({**request, **setting})) is not None:
-            table.append(
-                {
-                    "setting": name,
-                    "peak GB": round(result["peak_gb"], 2),
-                    "s/step": round(statistics.median(result["seconds"]), 2),
-                }
-            )
+        for name, (result,) in found.items()
+    ]
     yield f"peak memory, {args.sizes[0]}, batch 8", table
 
 

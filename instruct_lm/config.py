@@ -142,6 +142,7 @@ class TrainerConfig:
     log_interval: int = field(metadata=COUNT)
     activation_checkpointing: bool
     progress: bool
+    keep_last: bool
 
 
 @dataclass

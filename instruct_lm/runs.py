@@ -29,6 +29,7 @@ LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
     *LIMITS,
     "trainer.progress",
+    "trainer.keep_last",
     "data.num_workers",
     "device",
     "evaluate",
@@ -233,14 +234,21 @@ def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
         folder: Where its run goes.
 
     Returns:
-        `cfg` itself where nothing was saved yet, else the run's with `resume` set and what may change.
+        `cfg` itself where nothing was saved yet, else the run's with `resume` set and what may change. A complete run
+        needs no checkpoint.
 
     Raises:
-        InputError: The folder holds a run with other settings.
+        InputError: The folder holds a run with other settings, or one without the checkpoint to go on from.
     """
     if not (folder / LAST).is_file():
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
-        return cfg
+        if not (folder / SUMMARY).is_file():
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
+            return cfg
+        if not _is_complete(folder, cfg):
+            raise InputError(
+                f"{folder} holds a complete run that cannot go on with another {' or '.join(LIMITS)}: its {LAST} was "
+                "not kept. Choose another output_dir for this sweep, or delete that run."
+            )
     run = load_run_config(folder)
     for key in _leaves(TrainConfig):
         here, there = OmegaConf.select(cfg, key), OmegaConf.select(run, key)
@@ -256,8 +264,13 @@ def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
 
 
 def is_complete(cfg: DictConfig) -> bool:
-    """Whether `cfg` resumes a run that has nothing left to do: its summary is there, and was made with these limits."""
-    if cfg.resume is None or not (summary := Path(cfg.resume, SUMMARY)).is_file():
+    """Whether `cfg` resumes a run that has nothing left to do."""
+    return cfg.resume is not None and _is_complete(Path(cfg.resume), cfg)
+
+
+def _is_complete(run: Path, cfg: DictConfig) -> bool:
+    """Whether a run's summary is there, made with these limits."""
+    if not (summary := run / SUMMARY).is_file():
         return False
     limits = json.loads(summary.read_text(encoding="utf-8")).get("limits")
     return bool(limits == {key: OmegaConf.select(cfg, key) for key in LIMITS})

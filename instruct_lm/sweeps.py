@@ -39,7 +39,7 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     done, weights = folder / SUMMARY, run / BEST
     if not _is_first_process():
         return folder
-    if done.is_file() and (checkpoint != "best" or done.stat().st_mtime >= weights.stat().st_mtime):
+    if done.is_file() and not (checkpoint == "best" and weights.is_file() and _is_newer(weights, done)):
         return folder
     gc.collect()
     give_back_freed_memory()
@@ -76,6 +76,10 @@ def compare_runs(sweep: Path) -> None:
 def _is_first_process() -> bool:
     """False in the other processes of a training on several devices."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime > other.stat().st_mtime
 
 
 def _quoted(path: Path) -> str:

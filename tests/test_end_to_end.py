@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -548,6 +549,7 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
         "seed=1",
         "output_dir=a sweep",
         "evaluate=true",
+        "trainer.keep_last=false",
         "cache_dir=cache",
         *settings,
     ]
@@ -559,8 +561,9 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     first, second = (next(folder.glob(f"{number}_*")) for number in (0, 1))
     assert (first / "summary.json").is_file()
     assert not (second / "summary.json").exists()
+    assert [path.name for path in (first / "checkpoints").iterdir()] == ["best.ckpt"]
     kept = [
-        first / "checkpoints" / "last.ckpt",
+        first / "checkpoints" / "best.ckpt",
         first / "summary.json",
         *(first / "evaluation" / "test").glob("*.json*"),
     ]
@@ -574,6 +577,8 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     )
     assert "Traceback" not in whole
     assert losses(second) == losses(tmp_path / "alone")
+    assert not (second / "checkpoints" / "last.ckpt").exists()
+    shutil.copy(tmp_path / "alone" / "checkpoints" / "last.ckpt", second / "checkpoints")
     check_run(second)
     assert [step for step, _ in points(events(second), "val/loss")] == [0, 4, 8, 13, 17]
     call("evaluate.py", *settings[:2], "seed=1", settings[-1], "output_dir=untuned", "cache_dir=cache", cwd=tmp_path)
@@ -621,3 +626,8 @@ def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Pa
     status, err = command("train", *settings)
     assert status == 2
     assert "optimizer.lr=0.25, not 5e-05: choose another output_dir" in err
+    Path(config.parents[1], "checkpoints", "last.ckpt").unlink()
+    Path(config.parents[1], "summary.json").write_text("{}")
+    status, err = command("train", *settings)
+    assert status == 2
+    assert "a complete run that cannot go on with another trainer.max_epochs or trainer.max_steps" in err

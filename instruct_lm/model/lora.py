@@ -35,8 +35,11 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
-        return self.linear(x) + F.linear(low, self.lora_b * self.scale)
+        flat = x.flatten(0, -2)
+        low = F.linear(F.dropout(flat, self.dropout, self.training), self.lora_a)  # (tokens, rank)
+        scaled = (self.lora_b * self.scale).to(low.dtype)
+        out = self.linear(flat).addmm_(low, scaled.T)  # in place: two temporaries less among the activations
+        return out.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:

@@ -73,7 +73,6 @@ def build_trainer(
     warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")  # Lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", ".*overridden `transfer_batch_to_device`.*")  # in the module, as meant
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*You have overridden `transfer_batch_to_device`.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty.*")
 
