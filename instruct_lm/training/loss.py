@@ -10,8 +10,8 @@ from torch import Tensor
 from instruct_lm.model.gradients import add_product, is_kept
 from instruct_lm.model.products import linear
 
-CHUNK_SIZE = 256
-"""Targets whose logits are held at once: 51 MB for GPT-2's vocabulary in fp32."""
+CHUNK_SIZE = 128
+"""Targets whose logits are held at once: 26 MB for GPT-2's vocabulary in fp32."""
 
 HEAD_PART = 8192
 """Rows of a head in a smaller dtype that are widened at once."""
