@@ -26,6 +26,7 @@ from instruct_lm.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("book", "transformers", "trl")
+LOSSES = {"all": "all in the loss", "masked": "masked instructions"}
 Table = list[dict[str, Any]]
 Tables = Iterator[tuple[str, Table]]
 
@@ -86,9 +87,9 @@ def train_table(size: str, masked: bool, lora: int, args: argparse.Namespace, **
 def training(args: argparse.Namespace) -> Tables:
     """Training steps: all in the loss, and the instructions masked."""
     for size in args.sizes:
-        for masked in (False, True):
-            loss = "masked instructions" if masked else "all in the loss"
-            yield f"training step, {size}, batch 8, {loss}", train_table(size, masked, 0, args)
+        for loss in args.losses:
+            title = f"training step, {size}, batch 8, {LOSSES[loss]}"
+            yield title, train_table(size, loss == "masked", 0, args)
 
 
 def lora(args: argparse.Namespace) -> Tables:
@@ -110,6 +111,10 @@ def memory(args: argparse.Namespace) -> Tables:
         "full, activation checkpointing": {"options": {"activation_checkpointing": True}},
         "full, optimizer in backward": {"options": {"in_backward": True}},
         "full, both": {"options": {"activation_checkpointing": True, "in_backward": True}},
+        "full, Adafactor": {"options": {"optimizer": "adafactor"}},
+        "full, Adafactor, activation checkpointing": {
+            "options": {"optimizer": "adafactor", "activation_checkpointing": True}
+        },
         "LoRA r16": {"lora": 16},
         "LoRA r16, activation checkpointing": {"lora": 16, "options": {"activation_checkpointing": True}},
         "LoRA r16, bf16 base": {"lora": 16, "options": {"base_dtype": "bfloat16"}},
@@ -249,6 +254,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(BENCHMARKS)}")
     parser.add_argument("--sizes", nargs="+", default=["gpt2-medium", "gpt2", "smollm2-135m"], help="conf/model names")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, help="of the training benchmark")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=4, help="timed steps a turn")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")

@@ -51,7 +51,7 @@ def train_ours(
     model.activation_checkpointing = bool(options.get("activation_checkpointing"))
     if lora:
         add_lora(model, lora, 2 * lora, base_dtype=base_dtype)
-    optimizer = OptimizerSettings(in_backward=bool(options.get("in_backward")))
+    optimizer = OptimizerSettings(options.get("optimizer", "adamw"), in_backward=bool(options.get("in_backward")))
 
     class Clock(pl.Callback):
         def __init__(self) -> None:

@@ -42,6 +42,26 @@ def command(run: Path, *args: str) -> list[str]:
     return [sys.executable, "-m", "instruct_lm.chat", str(run), *args]
 
 
+SLOW = """
+import sys, time
+from instruct_lm import chat
+from instruct_lm.evaluation.responses import Responder
+
+def slowly(self, example, stream=Responder.stream):
+    for text in stream(self, example):
+        yield text
+        time.sleep(0.05)
+
+Responder.stream = slowly
+sys.exit(chat.main())
+"""
+
+
+def slow_command(run: Path, *args: str) -> list[str]:
+    """The same with answers that take minutes, so that they can be stopped."""
+    return [sys.executable, "-c", SLOW, str(run), "--max-new-tokens", "2000", *args]
+
+
 def test_the_answer_grows_to_what_evaluation_would_give(run: Path) -> None:
     responder = chat.load(options(run))
     assert (responder.style.name, responder.max_new_tokens) == ("phi3", 20)
@@ -135,7 +155,7 @@ class Terminal:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_terminal_streams_stops_and_goes_on(run: Path) -> None:
-    terminal = Terminal(*command(run, "--max-new-tokens", "4000"))
+    terminal = Terminal(*slow_command(run))
     assert "prompt style phi3" in terminal.until("Ctrl-D ends.")
     terminal.until("> $")
     terminal.type("\n")
@@ -184,7 +204,7 @@ def page(run: Path) -> Iterator[Any]:
     if program is None:
         pytest.skip("no chromium or google-chrome on the path")
     server = subprocess.Popen(
-        command(run, "--web", "--max-new-tokens", "2000"),
+        slow_command(run, "--web"),
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
