@@ -62,6 +62,11 @@ def respond(
     else:
         model = build.load_trained(config, checkpoint, fetcher)
     responder = build.build_responder(config, model.to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
+    if cut := sum(responder.cut_tokens(example) > 0 for example in examples):
+        log.warning(
+            "%d of %d prompts are too long for model.block_size=%d with room for an answer: their ends are left out",
+            *(cut, len(examples), model.config.block_size),
+        )
     with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
         responses = responder.answer(examples, bar.update)
     save_responses(output_dir, examples, responses, made_by)

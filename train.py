@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lm.cli import run_command
 from instruct_lm.files import shown
 from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import LAST, LIMITS, is_complete
+from instruct_lm.runs import LAST, LIMITS, SUMMARY, is_complete
 from instruct_lm.sweeps import compare_runs, evaluate_run
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ def main(cfg: DictConfig) -> None:
         log.info("%s is complete; with a higher trainer.max_epochs or max_steps it would go on", shown(output_dir))
     else:
         train(cfg, output_dir)
+    if not cfg.trainer.keep_last:
+        (output_dir / LAST).unlink(missing_ok=True)
     if cfg.evaluate:
         evaluate_run(output_dir)
     else:
@@ -46,6 +48,7 @@ def train(cfg: DictConfig, output_dir: Path) -> None:
     from instruct_lm.training.run import build_trainer, fit, planned_steps, record, write_summary
 
     started = time.perf_counter()
+    (output_dir / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     accelerator = check_device(cfg.device)
     pl.seed_everything(config["seed"], verbose=False)
@@ -94,8 +97,6 @@ def train(cfg: DictConfig, output_dir: Path) -> None:
     }
     record(trainer, config, after)
     write_summary(summary, output_dir)
-    if not config["trainer"]["keep_last"]:
-        (output_dir / LAST).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

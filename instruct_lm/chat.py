@@ -64,7 +64,7 @@ def load(options: argparse.Namespace) -> Responder:
 
     cfg = load_run_config(options.run)
     checkpoint = None if options.checkpoint == UNTUNED else checkpoint_path(options.run, options.checkpoint)
-    cfg.device.accelerator, cfg.device.devices = options.device, 1
+    cfg.device.accelerator, cfg.device.devices, cfg.device.precision = options.device, 1, None
     accelerator = check_device(cfg.device)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for name in ("max_new_tokens", "temperature"):

@@ -215,7 +215,6 @@ def resumed_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
     Raises:
         InputError: a key that contradicts the run, or no run or checkpoint to resume.
     """
-    checkpoint_path(cfg.resume, "last")
     run = load_run_config(cfg.resume)
     run.resume = cfg.resume
     for key in given:
@@ -223,6 +222,8 @@ def resumed_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
             OmegaConf.update(run, key, OmegaConf.select(cfg, key))
         elif key not in ("resume", "output_dir"):
             _require_same(key, cfg, run, "resume", f"May change: {', '.join(RESUME_MAY_CHANGE)}.")
+    if not is_complete(run):
+        checkpoint_path(cfg.resume, "last")
     return run
 
 

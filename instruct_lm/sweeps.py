@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -49,14 +50,16 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     status = subprocess.run([sys.executable, str(COMMAND), *arguments], check=False).returncode
     if status:
         raise RunError(
-            f"The evaluation of {shown(run)} ended with status {status}. Go on with: python train.py "
-            f"resume={shlex.quote(str(shown(run)))} evaluate=true"
+            f"The evaluation of {shown(run)} ended with status {status}. Go on with: python evaluate.py "
+            f"{shlex.join([f'run={shown(run)}', f'checkpoint={checkpoint}'])}, or with the whole sweep once more."
         )
     return folder
 
 
 def compare_runs(sweep: Path) -> None:
-    """Evaluate the untuned model of a sweep's first run and write a report that holds all runs against it.
+    """Evaluate the untuned models of a sweep's runs and write a report that holds all runs against them.
+
+    There is one for each model, data set, prompt style and way to generate.
 
     Raises:
         RunError: The evaluation or the report failed; the message says which.
@@ -65,11 +68,18 @@ def compare_runs(sweep: Path) -> None:
 
     if not _is_first_process():
         return
-    first = min(path.parents[1] for path in sweep.glob(f"*/{CONFIG_FILE}"))
-    untuned = evaluate_run(first, UNTUNED)
+    runs = {path.parents[1]: load_run_config(path.parents[1]) for path in sorted(sweep.glob(f"*/{CONFIG_FILE}"))}
+    first: dict[tuple[Any, ...], Path] = {}
+    for run, cfg in runs.items():
+        split_seed = cfg.seed if cfg.data.shuffle else None
+        first.setdefault((cfg.model, cfg.data, cfg.prompt, cfg.generation, split_seed), run)
+    untuned = []
+    for run in first.values():
+        name = UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}"
+        untuned.append(f"{name}={evaluate_run(run, UNTUNED)}")
     page = sweep / "report.html"
     outputs = ["--html", page, "--md", page.with_suffix(".md"), "--svg", page.with_suffix(".svg")]
-    if report.main([f"untuned={untuned}", str(sweep), *map(str, outputs)]):
+    if report.main([*untuned, str(sweep), *map(str, outputs)]):
         raise RunError(f"There is no report of {shown(sweep)}; its runs are complete.")
 
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lm.errors import InputError
-from instruct_lm.runs import checkpoint_path, find_run, load_run_config
+from instruct_lm.runs import checkpoint_path, find_run, is_complete, load_run_config
 from tests.commands import commands
 
 
@@ -168,6 +168,18 @@ def test_resume_refuses_a_multirun_a_run_without_checkpoint_and_bad_values(run: 
     status, err, _ = command("train", "resume=run")
     assert status == 2
     assert "checkpoints/last.ckpt" in err
+
+
+def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, command: Any) -> None:
+    folder = run()
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    (folder / "summary.json").write_text('{"limits": {"trainer.max_epochs": 2, "trainer.max_steps": null}}')
+    status, err, seen = command("train", "resume=run", "evaluate=true")
+    assert status == 0, err
+    assert is_complete(seen[0])
+    status, err, _ = command("train", "resume=run", "trainer.max_epochs=3")
+    assert status == 2
+    assert "has no checkpoints/last.ckpt. It has best." in err
 
 
 def test_a_finished_run_is_not_written_over(run: Any, command: Any) -> None:

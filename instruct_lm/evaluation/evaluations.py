@@ -31,6 +31,7 @@ _DECIDE_NOTHING = (
     "resume",
     "evaluate",
     "trainer.progress",
+    "trainer.keep_last",
     "data.num_workers",
 )
 _MADE_BY = ("model", "data", "prompt", "lora", "generation", "seed", "split")

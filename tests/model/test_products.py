@@ -17,12 +17,14 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (1, 7), (3, 4, 1), (2, 1, 3)])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("out", [16, 17])  # a transposed weight whose rows are no power of two is left to torch
 @pytest.mark.parametrize("transposed", [False, True])
-def test_it_equals_torchs_own(shape: tuple[int, ...], bias: bool, transposed: bool) -> None:
+def test_it_equals_torchs_own(shape: tuple[int, ...], bias: bool, out: int, transposed: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*shape, 33, generator=generator)
-    weight = torch.randn(33, 17, generator=generator).T if transposed else torch.randn(17, 33, generator=generator)
-    b = torch.randn(17, generator=generator) if bias else None
+    weight = torch.randn(33, out, generator=generator).T if transposed else torch.randn(out, 33, generator=generator)
+    b = torch.randn(out, generator=generator) if bias else None
+    assert products._reads_slowly(weight) == (transposed and out == 17)
     assert products.is_faster(x)
     torch.testing.assert_close(products.linear(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
 
