@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import ROOT, rows
+from instruct_lm.errors import RunError
 from instruct_lm.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("book", "transformers", "trl")
 LOSSES = {"all": "all in the loss", "masked": "masked instructions"}
+EXAMPLE_ANSWERS = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/03_model-evaluation"
 Table = list[dict[str, Any]]
 Tables = Iterator[tuple[str, Table]]
 
@@ -210,6 +212,28 @@ def tokens(args: argparse.Namespace) -> Tables:
     yield "token cache", table
 
 
+def agreement(_: argparse.Namespace) -> Tables:
+    """Judges against GPT-4, on the book's example answers and the scores that its repository publishes with them."""
+    from instruct_lm.evaluation import metrics
+    from instruct_lm.evaluation.judges import ReferenceJudge
+    from instruct_lm.sources import Fetcher
+
+    def load(name: str) -> Any:
+        return json.loads(Fetcher().fetch(f"{EXAMPLE_ANSWERS}/{name}").read_text(encoding="utf-8"))
+
+    entries, judge, table = load("eval-example-data.json"), ReferenceJudge(), []
+    for model in ("model 1", "model 2"):
+        file = f"{model.replace(' ', '-')}-response.json"
+        gpt4, llama3 = load(f"scores/gpt4-{file}"), load(f"scores/llama3-8b-{file}")
+        reference = [judge.score(entry, entry[f"{model} response"].strip()).score for entry in entries]
+        # Llama 3's 99 scores of model 2 lack one of the last three
+        n = len(gpt4) if len(llama3) == len(gpt4) else 97
+        for name, scores in (("reference", reference), ("Llama 3 8B", llama3)):
+            row = {"answers": model, "judge": name, "entries": n}
+            table.append({**row, **{key: f"{r:.3f}" for key, r in metrics.agreement(scores[:n], gpt4[:n]).items()}})
+    yield "agreement with GPT-4", table
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Tables]] = {
     "training": training,
     "lora": lora,
@@ -218,6 +242,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Tables]] = {
     "long": long_examples,
     "startup": startup,
     "tokens": tokens,
+    "agreement": agreement,
 }
 
 
@@ -264,10 +289,13 @@ def main() -> None:
     data = rows(args.sizes[0])[0]
     print(f"data: {data}; machine: {machine()}", file=sys.stderr)
     for name in args.names or BENCHMARKS:
-        for title, table in BENCHMARKS[name](args):
-            record = {"title": title, "table": table, "machine": machine(), "data": data, "arguments": vars(args)}
-            write_json(record, RESULTS / f"{re.sub('[^a-z0-9]+', '-', title.lower())}.json")
-            print(f"\n{title}\n\n{markdown(table)}\n", flush=True)
+        try:
+            for title, table in BENCHMARKS[name](args):
+                record = {"title": title, "table": table, "machine": machine(), "data": data, "arguments": vars(args)}
+                write_json(record, RESULTS / f"{re.sub('[^a-z0-9]+', '-', title.lower())}.json")
+                print(f"\n{title}\n\n{markdown(table)}\n", flush=True)
+        except RunError as error:
+            sys.exit(f"{name}: {error}")
 
 
 if __name__ == "__main__":
