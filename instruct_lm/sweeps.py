@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import OmegaConf
 
 from instruct_lm.errors import RunError
 from instruct_lm.files import shown
 from instruct_lm.memory import give_back_freed_memory
-from instruct_lm.runs import BEST, CONFIG_FILE, SUMMARY, UNTUNED, load_run_config
+from instruct_lm.runs import BEST, CONFIG_FILE, SPLIT_KEYS, SUMMARY, UNTUNED, load_run_config
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
 def compare_runs(sweep: Path) -> None:
     """Evaluate the untuned models of a sweep's runs and write a report that holds all runs against them.
 
-    There is one for each model, data set, prompt style and way to generate.
+    There is one for each model, test split, prompt style and way to generate.
 
     Raises:
         RunError: The evaluation or the report failed; the message says which.
@@ -68,11 +69,13 @@ def compare_runs(sweep: Path) -> None:
 
     if not _is_first_process():
         return
-    runs = {path.parents[1]: load_run_config(path.parents[1]) for path in sorted(sweep.glob(f"*/{CONFIG_FILE}"))}
     first: dict[tuple[Any, ...], Path] = {}
-    for run, cfg in runs.items():
-        split_seed = cfg.seed if cfg.data.shuffle else None
-        first.setdefault((cfg.model, cfg.data, cfg.prompt, cfg.generation, split_seed), run)
+    for config_file in sorted(sweep.glob(f"*/{CONFIG_FILE}")):
+        run = config_file.parents[1]
+        cfg = load_run_config(run)
+        split = [OmegaConf.select(cfg, key) for key in ("data.source", *SPLIT_KEYS)]
+        seed = cfg.seed if cfg.data.shuffle else None
+        first.setdefault((cfg.model, cfg.prompt, cfg.generation, *split, seed), run)
     untuned = []
     for run in first.values():
         name = UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}"

@@ -28,7 +28,16 @@ def sweep(command: Any, *args: str) -> Path:
     return Path("sweep").resolve()
 
 
-@pytest.mark.parametrize(("args", "models"), [((), 1), (("prompt=alpaca,phi3",), 2), (("data.shuffle=true",), 2)])
+@pytest.mark.parametrize(
+    ("args", "models"),
+    [
+        ((), 1),
+        (("data.batch_size=2,4",), 1),
+        (("prompt=alpaca,phi3",), 2),
+        (("data.limit=20,40",), 2),
+        (("data.shuffle=true",), 2),
+    ],
+)
 def test_runs_are_held_against_the_untuned_model_that_they_started_from(
     command: Any, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], models: int
 ) -> None:
