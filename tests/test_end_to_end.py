@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,6 +49,11 @@ def write(path: Path, value: Any, encoding: str = "utf-8") -> Path:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def at_least(step: int) -> Callable[[str], bool]:
+    """Whether a progress bar of 128 steps stands there."""
+    return lambda text: any(int(n) >= step for n in re.findall(r"(\d+)/128 \[", text[-200:]))
 
 
 def losses(run: Path) -> list[float]:
@@ -271,9 +276,6 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     data = f"data.source={write(tmp_path / 'entries.json', sums(300))}"  # 64 steps an epoch
     settings = ["model=gpt2-tiny", data, "data.batch_size=4", "trainer.max_epochs=2", "cache_dir=cache"]
     call("train.py", *settings, "output_dir=whole", cwd=tmp_path)
-
-    def at_least(step: int) -> Any:
-        return lambda text: any(int(n) >= step for n in re.findall(r"(\d+)/128 \[", text[-200:]))
 
     run = tmp_path / "run"
     process = start("train.py", *settings, "output_dir=run", cwd=tmp_path)
@@ -540,7 +542,7 @@ def test_short_rows_are_cut_as_asked(command: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp_path: Path) -> None:
-    write(tmp_path / "entries.json", sums())
+    write(tmp_path / "entries.json", sums(300))  # 64 steps an epoch
     settings = ["model=gpt2-tiny", "data.source=entries.json", "data.batch_size=4", "trainer.max_epochs=2"]
     settings.append("generation.max_new_tokens=8")
     sweep = [
@@ -570,7 +572,16 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     stamps = [path.stat().st_mtime_ns for path in kept]
     assert len(stamps) == 6
 
-    call("train.py", *sweep, cwd=tmp_path)
+    process = start("train.py", *sweep, cwd=tmp_path)
+    read_until(process, at_least(1))
+    process.send_signal(signal.SIGINT)
+    status, err = finish(process)
+    assert status == 1
+    assert "Job 1 of the multirun failed" in err
+    step = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 1 <= step < 128
+
+    assert f"training: from step {step}\n" in call("train.py", *sweep, cwd=tmp_path)
     assert [path.stat().st_mtime_ns for path in kept] == stamps
     whole = call(
         "train.py", "prompt_loss_weight=1", "seed=1", "output_dir=alone", "cache_dir=cache", *settings, cwd=tmp_path
@@ -580,7 +591,7 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     assert not (second / "checkpoints" / "last.ckpt").exists()
     shutil.copy(tmp_path / "alone" / "checkpoints" / "last.ckpt", second / "checkpoints")
     check_run(second)
-    assert [step for step, _ in points(events(second), "val/loss")] == [0, 4, 8, 13, 17]
+    assert [step for step, _ in points(events(second), "val/loss")] == [0, 31, 63, 95, 127]
     call("evaluate.py", *settings[:2], "seed=1", settings[-1], "output_dir=untuned", "cache_dir=cache", cwd=tmp_path)
     untuned = [read(path / "responses.json") for path in (tmp_path / "untuned", first / "evaluation" / "test-untuned")]
     assert untuned[0] == untuned[1]
