@@ -83,6 +83,15 @@ class Comparison:
         return [run for setting in self.settings for run in setting.runs]
 
     @property
+    def paired(self) -> dict[str, list[Contrast]]:
+        """A baseline's name → its contrasts whose entries are the same; only baselines that have some."""
+        found: dict[str, list[Contrast]] = {}
+        for contrast in self.contrasts:
+            if contrast.differences:
+                found.setdefault(contrast.baseline.name, []).append(contrast)
+        return found
+
+    @property
     def headline(self) -> str:
         """The metric to show first: `score`, or `chrf` where no judge was asked."""
         return "score" if any("score" in setting.means for setting in self.settings) else "chrf"

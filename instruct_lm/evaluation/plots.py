@@ -20,6 +20,7 @@ STYLE = """
 svg text { font: 11px system-ui, sans-serif; fill: var(--muted); }
 svg .name, svg .value { fill: var(--ink); paint-order: stroke; stroke: var(--ground); stroke-width: 3px; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
+svg .zero { stroke: var(--muted); stroke-width: 1.5; stroke-dasharray: 3 3; }
 svg .curve { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 """
 N_COLOURS = 8
@@ -102,33 +103,65 @@ def bin_shares(values: np.ndarray) -> np.ndarray:
     return np.histogram(values, bins=10, range=(0, 100))[0] / max(1, len(values))
 
 
-def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]], x_label: str) -> str:
-    """A dot with its interval a row: (name, mean, low, high)."""
-    x_ticks = ticks(min(row[2] for row in rows), max(row[3] for row in rows))
+@dataclass(frozen=True)
+class Dot:
+    """A row of an interval chart.
+
+    Attributes:
+        name: Of the row.
+        mean: Where the dot stands.
+        low: Lower end of its interval.
+        high: Upper end.
+        text: The three as the row says them.
+        colour: Number in the palette.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    text: str
+    colour: int
+
+
+def interval_chart(title: str, rows: Sequence[Dot], x_label: str, zero: bool = False) -> str:
+    """A dot with its interval a row; with `zero`, a line where there is no difference."""
+    values = [value for row in rows for value in (row.low, row.high)] + [0.0] * zero
+    x_ticks = ticks(min(values), max(values))
     height = 34 * len(rows) + BOTTOM + TOP
 
     def place(x: float, y: float) -> tuple[float, float]:
         return 14 + (WIDTH - 28) * _share(x, x_ticks[0], x_ticks[-1]), y
 
     parts = [_axes(x_ticks, [], place, x_label, height=height)]
-    for i, (name, mean, low, high) in enumerate(rows):
+    if zero:
+        x, _ = place(0, 0)
+        parts.append(f'<line class="zero" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+    for i, row in enumerate(rows):
         y = TOP + 34 * i + 24
-        (x, _), (start, _), (end, _) = (place(value, y) for value in (mean, low, high))
-        value = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        (x, _), (start, _), (end, _) = (place(value, y) for value in (row.mean, row.low, row.high))
         parts.append(
-            f'<g stroke="{_colour(i)}" fill="{_colour(i)}"><line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" '
-            f'stroke-width="2"/><circle cx="{x:.1f}" cy="{y}" r="4.5"/></g>'
-            f'<text class="name" x="14" y="{y - 10}">{escape(_clipped(name))}</text>'
-            f'<text class="value" x="{WIDTH - 14}" y="{y - 10}" text-anchor="end">{escape(value)}</text>'
+            f'<g stroke="{_colour(row.colour)}" fill="{_colour(row.colour)}"><line x1="{start:.1f}" x2="{end:.1f}" '
+            f'y1="{y}" y2="{y}" stroke-width="2"/><circle cx="{x:.1f}" cy="{y}" r="4.5"/></g>'
+            f'<text class="name" x="14" y="{y - 10}">{escape(clipped(row.name))}</text>'
+            f'<text class="value" x="{WIDTH - 14}" y="{y - 10}" text-anchor="end">{escape(row.text)}</text>'
         )
     return _svg(title, "".join(parts), height)
 
 
-def standalone(svg: str) -> str:
-    """An SVG file of a chart, with the styles that a page would bring."""
-    start, _, rest = svg.partition(">")
+def standalone(charts: Sequence[str]) -> str:
+    """An SVG file of charts, one below the other, with the styles that a page would bring."""
+    placed, top = [], 0
+    for chart in charts:
+        height = int(chart.partition(f'viewBox="0 0 {WIDTH} ')[2].partition('"')[0])
+        placed.append(chart.replace("<svg ", f'<svg y="{top}" width="{WIDTH}" height="{height}" ', 1))
+        top += height
     ground = '<rect width="100%" height="100%" fill="var(--ground)"/>'
-    return f'{start} xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}"><style>{STYLE}</style>{ground}{rest}\n'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{2 * WIDTH}" '
+        f'height="{2 * top}">'
+        f"<style>{STYLE}</style>{ground}{''.join(placed)}</svg>\n"
+    )
 
 
 def ticks(low: float, high: float, at_most: int = 6) -> list[float]:
@@ -160,6 +193,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found
 
 
+def clipped(name: str, at_most: int = 38) -> str:
+    """A name of at most so many characters."""
+    return name if len(name) <= at_most else f"{name[: at_most - 1]}…"
+
+
 def thin(points: Sequence[tuple[float, float]], at_most: int = 100) -> list[tuple[float, float]]:
     """Means of neighbours, so that few points are left."""
     size = math.ceil(len(points) / at_most)
@@ -183,8 +221,9 @@ def _axes(
         parts.append(f'<text x="{LEFT - 6}" y="{top + 4:.1f}" text-anchor="end">{y_text(y)}</text>')
     for x in x_ticks:
         left, _ = place(x, 1)
+        number = f"{x:g}".replace("-", "−")
         parts.append(f'<line class="grid" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        parts.append(f'<text x="{left:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{x:g}</text>')
+        parts.append(f'<text x="{left:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{number}</text>')
     parts.append(f'<text x="{WIDTH / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(parts)
 
@@ -199,7 +238,3 @@ def _share(value: float, low: float, high: float) -> float:
 
 def _colour(number: int) -> str:
     return f"var(--c{number % N_COLOURS})"
-
-
-def _clipped(name: str) -> str:
-    return name if len(name) <= 38 else f"{name[:37]}…"

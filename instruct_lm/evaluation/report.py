@@ -64,8 +64,7 @@ def _report(options: argparse.Namespace) -> None:
     from instruct_lm.evaluation.answers import evenly, side_by_side
     from instruct_lm.evaluation.comparison import compare
     from instruct_lm.evaluation.evaluations import collect
-    from instruct_lm.evaluation.plots import standalone
-    from instruct_lm.evaluation.report_html import render, scores_chart
+    from instruct_lm.evaluation.report_html import picture, render
 
     evaluations, waiting = collect(options.runs)
     comparison = compare(evaluations, options.baseline)
@@ -80,7 +79,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.md:
         _write(markdown_report(comparison, title), options.md)
     if options.svg:
-        _write(standalone(scores_chart(comparison)), options.svg)
+        _write(picture(comparison), options.svg)
 
 
 def _write(content: str, path: Path) -> None:
@@ -177,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the tables and answers as Markdown")
     parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="write a picture of the mean scores with their intervals"
+        "--svg", type=Path, metavar="FILE", help="write a picture of the mean scores and the differences"
     )
     parser.add_argument("--title", metavar="TEXT", help="title of page and Markdown")
     return parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -64,10 +63,10 @@ def scores_table(comparison: Comparison) -> Table:
         failed = sum(run.summary["failed"] for run in setting.runs)
         row = {
             "setting": setting.name,
-            "score": _interval(means.get("score")),
-            "exact match": _interval(means["exact_match"], n, f" of {n}"),
-            "chrF": _interval(means["chrf"]),
-            "ROUGE-L": _interval(means["rouge_l"]),
+            "score": interval_text(means.get("score")),
+            "exact match": interval_text(means["exact_match"], n, f" of {n}"),
+            "chrF": interval_text(means["chrf"]),
+            "ROUGE-L": interval_text(means["rouge_l"]),
             "ended": _average(setting, "ended", "{:.0%}"),
             "tokens": _average(setting, "mean_tokens", "{:.1f}"),
             "seeds": _seeds(setting) if len(setting.runs) > 1 else NONE,
@@ -83,19 +82,17 @@ def scores_table(comparison: Comparison) -> Table:
 def differences_tables(comparison: Comparison) -> list[Table]:
     """A table a baseline: what each setting has more than it, over the same entries."""
     tables = []
-    for baseline, contrasts in groupby(comparison.contrasts, key=lambda contrast: contrast.baseline.name):
+    for baseline, contrasts in comparison.paired.items():
         rows = []
         for contrast in contrasts:
-            if not contrast.differences:
-                continue
             found, n = contrast.differences, len(contrast.setting.runs[0].entries)
             needed = found[contrast.metric].entries_needed
             row = {
                 "setting": contrast.setting.name,
-                "score": _difference(found.get("score")),
-                "exact match, entries": _difference(found["exact_match"], n),
-                "chrF": _difference(found["chrf"]),
-                "ROUGE-L": _difference(found["rouge_l"]),
+                "score": difference_text(found.get("score")),
+                "exact match, entries": difference_text(found["exact_match"], n),
+                "chrF": difference_text(found["chrf"]),
+                "ROUGE-L": difference_text(found["rouge_l"]),
                 "p": p_text(contrast.p_value).removeprefix("p ").removeprefix("= "),
                 "entries needed": NONE if needed is None else f"{needed:,}",
             }
@@ -213,6 +210,23 @@ def markdown_text(text: str) -> str:
     return re.sub(r"\s*\n\s*", "<br>", text.strip())
 
 
+def interval_text(found: tuple[float, float, float] | None, scale: float = 1, unit: str = "") -> str:
+    """`42.6 [36.4, 49.0]`, `25.7 of 110 [17.3, 34.4]`, `24 of 110 [16, 33]`; a dash for None."""
+    if found is None:
+        return NONE
+    mean, low, high = (scale * value for value in found)
+    if unit and mean == round(mean):  # a count
+        return f"{mean:.0f}{unit} [{low:.0f}, {high:.0f}]"
+    return f"{mean:.1f}{unit} [{low:.1f}, {high:.1f}]"
+
+
+def difference_text(found: Difference | None, scale: float = 1) -> str:
+    """`+1.8 [−0.2, +3.9]`; a dash for None."""
+    if found is None:
+        return NONE
+    return f"{signed(scale * found.mean)} [{signed(scale * found.low)}, {signed(scale * found.high)}]"
+
+
 def _judge(run: Evaluation) -> str:
     judge = run.summary["judge"]
     return f"{judge['kind']} {judge['model']}" if judge.get("model") else str(judge["kind"])
@@ -222,23 +236,8 @@ def _seeds(setting: Setting) -> str:
     return ", ".join(map(str, setting.seeds))
 
 
-def _interval(found: tuple[float, float, float] | None, scale: float = 1, unit: str = "") -> str:
-    if found is None:
-        return NONE
-    mean, low, high = (scale * value for value in found)
-    if unit and mean == round(mean):  # a count
-        return f"{mean:.0f}{unit} [{low:.0f}, {high:.0f}]"
-    return f"{mean:.1f}{unit} [{low:.1f}, {high:.1f}]"
-
-
-def _difference(found: Difference | None, scale: float = 1) -> str:
-    if found is None:
-        return NONE
-    return f"{signed(scale * found.mean)} [{signed(scale * found.low)}, {signed(scale * found.high)}]"
-
-
 def _part(values: np.ndarray) -> str:
-    return _interval((float(values.mean()), *interval(values))) if values.size else NONE
+    return interval_text((float(values.mean()), *interval(values))) if values.size else NONE
 
 
 def _average(setting: Setting, key: str, form: str) -> str:

@@ -359,7 +359,34 @@ def test_the_picture_is_an_svg_file_of_its_own(pair, tmp_path, capsys):
     root = ET.parse(tmp_path / "r.svg").getroot()
     space = "{http://www.w3.org/2000/svg}"
     assert root.tag == f"{space}svg"
-    assert [node.text for node in root.iter(f"{space}text") if node.get("class") == "name"] == ["untuned", "tuned"]
+    means, differences = root.findall(f"{space}svg")
+    assert _texts(means, space, "name") == ["untuned", "tuned"]
+    assert _texts(differences, space, "name") == ["tuned"]
+    assert float(differences.get("y")) == float(means.get("height"))
+    assert float(root.get("viewBox").split()[3]) == float(means.get("height")) + float(differences.get("height"))
+    # The dot stands right of the line at 0 by as much as the axis says.
+    numbers = {_number(node.text): float(node.get("x")) for node in differences.findall(f"{space}text")
+               if re.fullmatch(r"−?[\d.]+", node.text) and node.get("class") is None}  # fmt: skip
+    (zero,) = (float(node.get("x1")) for node in differences.findall(f"{space}line") if node.get("class") == "zero")
+    assert zero == numbers[0]
+    low, high = min(numbers), max(numbers)
+    scale = (numbers[high] - numbers[low]) / (high - low)
+    (text,) = _texts(differences, space, "value")
+    mean, start, end = map(_number, re.findall(r"[+−]?[\d.]+", text))
+    (group,) = differences.findall(f"{space}g")
+    assert float(group.find(f"{space}circle").get("cx")) == pytest.approx(zero + scale * mean, abs=1 + scale * 0.05)
+    line = group.find(f"{space}line")
+    assert float(line.get("x1")) == pytest.approx(zero + scale * start, abs=1 + scale * 0.05)
+    assert float(line.get("x2")) == pytest.approx(zero + scale * end, abs=1 + scale * 0.05)
+    assert mean == pytest.approx(np.mean(BETTER) - np.mean(SCORES), abs=0.05)
+
+
+def _number(text):
+    return float(text.replace("−", "-"))
+
+
+def _texts(chart, space, kind):
+    return [node.text for node in chart.iter(f"{space}text") if node.get("class") == kind]
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
@@ -457,6 +484,9 @@ def test_the_charts_hold_every_curve(page):
     assert points[0][1] < points[1][1] < points[2][1]  # the loss falls, and so does the line: y grows downwards
     histograms = [chart for chart in charts if (chart.get("aria-label") or "").startswith("Distribution")]
     assert [len(chart.findall("rect")) for chart in histograms] == [10, 10]
+    assert [chart.get("aria-label") for chart in charts if "Difference" in (chart.get("aria-label") or "")] == [
+        f"Differences from {ATTACK}"
+    ]
 
 
 @pytest.fixture(scope="session")
