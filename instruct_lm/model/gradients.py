@@ -8,6 +8,7 @@ optimizer step in the backward pass.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,17 +70,36 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _Wide(threading.local):
+    """Memory for one widened weight, used for all: between activations that stay, freed copies would leave holes."""
+
+    buffer = torch.empty(0)
+
+    def of(self, weight: Tensor, like: Tensor) -> Tensor:
+        """The weight in the dtype of ``like``, until the next call."""
+        if weight.dtype == like.dtype:
+            return weight
+        held = self.buffer
+        if held.numel() < weight.numel() or held.dtype != like.dtype or held.device != weight.device:
+            with torch.inference_mode(False):  # generation may be the first to ask, and training goes on with it
+                self.buffer = torch.empty(weight.numel(), dtype=like.dtype, device=weight.device)
+        return self.buffer[: weight.numel()].view(weight.shape).copy_(weight)
+
+
+_wide = _Wide()
+
+
 class _FrozenLinear(torch.autograd.Function):
     """A frozen weight, if in a small dtype widened for each product and never held wide."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return linear(x, weight.to(x.dtype), bias)
+        return linear(x, _wide.of(weight, x), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return linear(grad, ctx.weight.to(grad.dtype).T), None, None
+        return linear(grad, _wide.of(ctx.weight, grad).T), None, None
 
 
 class Linear(nn.Linear):

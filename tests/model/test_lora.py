@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from instruct_lm.model import gradients
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.lora import TARGETS, LoRALinear, adapter_state, add_lora, merge_lora
 
@@ -94,3 +95,27 @@ def test_a_base_in_a_small_dtype_stays_small_until_it_is_merged(model: GPT) -> N
     unmerged = model(IDS).detach()
     torch.testing.assert_close(unmerged, trained(add_lora(exact, rank=3, alpha=6))(IDS), rtol=0.1, atol=0.3)
     torch.testing.assert_close(merge_lora(model)(IDS), unmerged, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_through_a_small_base_are_those_of_its_rounded_weights(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients._wide, "buffer", torch.empty(0))
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.bfloat16().float()
+    trained(add_lora(model, rank=3, alpha=6, base_dtype=torch.bfloat16))
+    trained(add_lora(rounded, rank=3, alpha=6))
+    with torch.inference_mode():  # as the answers before the first step
+        model(IDS)
+    losses = []
+    for net in (model, rounded):
+        hidden = net.hidden_states(IDS)
+        losses.append((hidden * torch.linspace(-1, 1, hidden.shape[-1])).sum())
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1])
+    grads = [{n: p.grad for n, p in net.named_parameters() if p.requires_grad} for net in (model, rounded)]
+    assert grads[0]
+    for name, grad in grads[1].items():
+        torch.testing.assert_close(grads[0][name], grad, msg=lambda text, name=name: f"{name}: {text}")
