@@ -17,14 +17,21 @@ from instruct_lm.evaluation.answers import Answer, Entry, by_disagreement, side_
 from instruct_lm.evaluation.comparison import Comparison
 from instruct_lm.evaluation.evaluations import CURVES
 from instruct_lm.evaluation.settings import Setting
-from instruct_lm.evaluation.tables import Table, all_tables, difference_text, interval_text, seen_sentence
+from instruct_lm.evaluation.tables import (
+    LABELS,
+    Table,
+    all_tables,
+    difference_text,
+    differences_title,
+    interval_text,
+    seen_sentence,
+)
 
 _CURVE_TITLES = {
     "train/loss": "Training loss",
     "val/loss": "Validation loss",
     "val/response_loss": "Validation loss of the responses",
 }
-_LABELS = {"score": "score", "chrf": "chrF"}
 
 
 def render(comparison: Comparison, title: str) -> str:
@@ -53,8 +60,8 @@ def render(comparison: Comparison, title: str) -> str:
 def picture(comparison: Comparison) -> str:
     """SVG file of the mean scores and, below, the differences from the last baseline: the first trained setting, or
     the untuned model where there is one setting besides."""
-    differences = [_differences_chart(comparison, baseline) for baseline in comparison.paired]
-    return plots.standalone([_scores_chart(comparison), *differences[-1:]])
+    differences = [_differences_chart(comparison, baseline) for baseline in list(comparison.paired)[-1:]]
+    return plots.standalone([_scores_chart(comparison), *differences])
 
 
 def _scores_chart(comparison: Comparison) -> str:
@@ -65,28 +72,27 @@ def _scores_chart(comparison: Comparison) -> str:
         for i, setting in enumerate(comparison.settings)
         if metric in setting.means
     ]
-    return plots.interval_chart("Mean and interval of each setting", rows, f"{_LABELS[metric]}, 95% interval")
+    return plots.interval_chart("Mean and interval of each setting", rows, f"{LABELS[metric]}, 95% interval")
 
 
 def _differences_chart(comparison: Comparison, baseline: str) -> str:
     """What each setting has more than a baseline, over the same entries, in the metric that all contrasts have."""
     contrasts = comparison.paired[baseline]
     metric = "score" if all(contrast.metric == "score" for contrast in contrasts) else "chrf"
+    colours = {setting.name: i for i, setting in enumerate(comparison.settings)}  # as in the other charts
     rows = []
     for contrast in contrasts:
-        found, colour = contrast.differences[metric], comparison.settings.index(contrast.setting)
-        rows.append(plots.Dot(contrast.setting.name, found.mean, found.low, found.high, difference_text(found), colour))
-    label = f"difference in {_LABELS[metric]} from {plots.clipped(baseline, 24)}, 95% interval"
-    return plots.interval_chart(f"Differences from {baseline}", rows, label, zero=True)
+        found, name = contrast.differences[metric], contrast.setting.name
+        rows.append(plots.Dot(name, found.mean, found.low, found.high, difference_text(found), colours[name]))
+    label = f"difference in {LABELS[metric]} from {plots.clipped(baseline, 24)}, 95% interval"
+    return plots.interval_chart(differences_title(baseline), rows, label, zero=True)
 
 
 def _tables_and_charts(comparison: Comparison) -> list[tuple[str, str, str]]:
     """(anchor, title, HTML) of each section."""
     found = []
     drawn = {"Scores": _scores_chart(comparison)}
-    drawn |= {
-        f"Differences from {baseline}": _differences_chart(comparison, baseline) for baseline in comparison.paired
-    }
+    drawn |= {differences_title(baseline): _differences_chart(comparison, baseline) for baseline in comparison.paired}
     for number, table in enumerate(all_tables(comparison)):
         charts = _figures([("", drawn[table.title])]) if table.title in drawn else ""
         found.append((f"table-{number}", table.title, charts + _table(table)))

@@ -15,6 +15,7 @@ from instruct_lm.evaluation.settings import Setting, short, value_text
 from instruct_lm.evaluation.statistics import Difference, interval
 
 NONE = "–"
+LABELS = {"score": "score", "chrf": "chrF"}  # what a comparison's headline is called
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,19 @@ def differences_tables(comparison: Comparison) -> list[Table]:
             "Mean difference [95% interval] over the same entries. p: of the score (of chrF without one), adjusted "
             "for the number of rows (Holm). Entries needed: to show the difference seen at the 5% level, power 80%."
         )
-        tables.append(Table(f"Differences from {baseline}", rows, note))
+        tables.append(Table(differences_title(baseline), rows, note))
     return tables
+
+
+def differences_title(baseline: str) -> str:
+    """The title of a baseline's table, and of the chart beside it."""
+    return f"Differences from {baseline}"
 
 
 def seen_table(comparison: Comparison) -> Table:
     """Scores of the test entries that stand in the training split too, apart from the others."""
     metric = comparison.headline
-    name = {"score": "score", "chrf": "chrF"}[metric]
+    name = LABELS[metric]
     rows = []
     for setting in comparison.settings:
         if not setting.runs[0].seen:
