@@ -37,7 +37,7 @@ help:
 # Data, prompt and generation settings of the first are those of conf/experiment/demo.yaml.
 demo: $(TUNED)/evaluation/test/summary.json
 	@echo
-	@$(PY) -m instruct_lm.evaluation.report untuned=$(UNTUNED) tuned=$(TUNED)
+	@$(PY) -m instruct_lm.report untuned=$(UNTUNED) tuned=$(TUNED)
 	@echo
 	@echo 'Curves and answers: $(VENV)/bin/tensorboard --logdir $(TUNED). To start anew: rm -r $(UNTUNED) $(TUNED)'
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lm.cli import run_command
-from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import SUMMARY, UNTUNED, checkpoint_path
+from instruct_lm.commands.hydra_app import run_command
+from instruct_lm.commands.runs import checkpoint_path
+from instruct_lm.fast.allocator import keep_freed_memory
+from instruct_lm.io.run_files import SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def main(cfg: DictConfig) -> int:
         return score(config, Path(config["responses"]), output_dir, {"responses": config["responses"]})
 
     from instruct_lm.evaluation.responses import RESPONSES, find_responses
-    from instruct_lm.files import file_stamps, shown
+    from instruct_lm.io.files import file_stamps, shown
 
     made_by = {key: config[key] for key in ("model", "data", "prompt", "lora", "generation", "seed", "split")}
     trained = config["run"] is not None and config["checkpoint"] != UNTUNED
@@ -49,7 +50,7 @@ def respond(
     """Answer the split and save the answers."""
     from tqdm import tqdm
 
-    from instruct_lm import build
+    from instruct_lm.commands import build
     from instruct_lm.config import check_device
     from instruct_lm.evaluation.responses import save_responses
 
@@ -74,10 +75,10 @@ def respond(
 
 def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: dict[str, Any]) -> int:
     """Score the answers, by a second judge too if there is one, and write the summaries."""
-    from instruct_lm.evaluation.comparison import compare
-    from instruct_lm.evaluation.evaluations import load
-    from instruct_lm.evaluation.tables import agreement_table, markdown
     from instruct_lm.evaluation.tensorboard import record_evaluation
+    from instruct_lm.report.comparison import compare
+    from instruct_lm.report.evaluations import load
+    from instruct_lm.report.tables import agreement_table, markdown
 
     status = judge_responses(config, "judge", responses, output_dir, subject)
     if subject.get("run") and config["checkpoint"] == "best":
@@ -96,11 +97,11 @@ def judge_responses(
     config: dict[str, Any], group: str, responses: Path, output_dir: Path, subject: dict[str, Any]
 ) -> int:
     """Score the answers by one judge; 1 if an entry has no score."""
-    from instruct_lm import build
-    from instruct_lm.evaluation.report import describe_summary
+    from instruct_lm.commands import build
+    from instruct_lm.commands.report import describe_summary
     from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
     from instruct_lm.evaluation.scoring import describe_judge, score_responses, summarise
-    from instruct_lm.files import shown, write_json
+    from instruct_lm.io.files import shown, write_json
 
     entries = load_responses(responses)
     if responses != output_dir / RESPONSES:

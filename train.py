@@ -10,11 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lm.cli import run_command
-from instruct_lm.files import shown
-from instruct_lm.memory import keep_freed_memory
-from instruct_lm.runs import LAST, LIMITS, SUMMARY, is_complete
-from instruct_lm.sweeps import compare_runs, evaluate_run
+from instruct_lm.commands.hydra_app import run_command
+from instruct_lm.commands.runs import LIMITS, is_complete
+from instruct_lm.commands.sweeps import compare_runs, evaluate_run
+from instruct_lm.fast.allocator import keep_freed_memory
+from instruct_lm.io.files import shown
+from instruct_lm.io.run_files import LAST, SUMMARY
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,13 @@ def train(cfg: DictConfig, output_dir: Path) -> None:
     keep_freed_memory()  # before torch allocates
     import lightning.pytorch as pl
 
-    from instruct_lm import build
+    from instruct_lm.commands import build
     from instruct_lm.config import check_device
     from instruct_lm.training.callbacks import Throughput, free_memory, peak_memory
-    from instruct_lm.training.memory_estimate import describe, of_config
+    from instruct_lm.training.memory import describe, of_config
     from instruct_lm.training.module import InstructionTuner
     from instruct_lm.training.optimizers import OptimizerSettings
-    from instruct_lm.training.run import build_trainer, fit, planned_steps, record, write_summary
+    from instruct_lm.training.trainer import build_trainer, fit, planned_steps, record, write_summary
 
     started = time.perf_counter()
     (output_dir / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on

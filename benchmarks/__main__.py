@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.tasks import ROOT, rows
 from instruct_lm.errors import RunError
-from instruct_lm.files import write_json
+from instruct_lm.io.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("book", "transformers", "trl")
@@ -189,7 +189,7 @@ def tokens(args: argparse.Namespace) -> Tables:
     from instruct_lm.data.encoding import encode_cached
     from instruct_lm.data.prompts import ALPACA, Example
     from instruct_lm.data.tokenizer import load_tokenizer
-    from instruct_lm.sources import Fetcher
+    from instruct_lm.io.sources import Fetcher
 
     model = model_conf("smollm2-135m")
     tokenizer = load_tokenizer(Fetcher().fetch(str(model["weights"]), sha256=str(model["weights_sha256"])))
@@ -215,8 +215,8 @@ def tokens(args: argparse.Namespace) -> Tables:
 def agreement(_: argparse.Namespace) -> Tables:
     """Judges against GPT-4, on the book's example answers and the scores that its repository publishes with them."""
     from instruct_lm.evaluation import metrics
-    from instruct_lm.evaluation.judges import ReferenceJudge
-    from instruct_lm.sources import Fetcher
+    from instruct_lm.evaluation.judges.base import ReferenceJudge
+    from instruct_lm.io.sources import Fetcher
 
     def load(name: str) -> Any:
         return json.loads(Fetcher().fetch(f"{EXAMPLE_ANSWERS}/{name}").read_text(encoding="utf-8"))

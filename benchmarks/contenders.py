@@ -25,7 +25,7 @@ def train_ours(
     import torch
     from torch.utils.data import DataLoader
 
-    from instruct_lm.build import gpt_config
+    from instruct_lm.commands.build import gpt_config
     from instruct_lm.data.batching import collate
     from instruct_lm.model.gpt import GPT, store_matrices
     from instruct_lm.model.lora import add_lora
@@ -241,7 +241,7 @@ def _transformers_model(size: str) -> Any:
 
 def generate_ours(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
     """This project's batched generation, all prompts at once."""
-    from instruct_lm.build import gpt_config
+    from instruct_lm.commands.build import gpt_config
     from instruct_lm.model.generation import generate
     from instruct_lm.model.gpt import GPT
 

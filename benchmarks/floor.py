@@ -12,7 +12,7 @@ import time
 import torch
 
 from benchmarks.tasks import Row, model_conf
-from instruct_lm.model.products import linear
+from instruct_lm.fast.products import linear
 
 
 def shapes(size: str) -> list[tuple[int, int, int]]:

@@ -28,7 +28,7 @@ def model_conf(size: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from instruct_lm.cli import CONF, register
+    from instruct_lm.commands.hydra_app import CONF, register
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -45,7 +45,7 @@ def rows(size: str) -> tuple[str, list[Row]]:
     from instruct_lm.data.encoding import encode_examples
     from instruct_lm.data.prompts import ALPACA
     from instruct_lm.data.tokenizer import load_tokenizer
-    from instruct_lm.sources import Fetcher
+    from instruct_lm.io.sources import Fetcher
 
     real, gpt2 = SHARED / "data" / "instruction-data.json", sorted(SHARED.glob("tiktoken/*"), key=_file_size)
     if size.startswith("gpt2") and gpt2:

@@ -10,7 +10,7 @@ from typing import Any
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Run a request and return its seconds, its peak memory and the matrix product rate around it."""
     if request["contender"] == "ours":
-        from instruct_lm.memory import keep_freed_memory
+        from instruct_lm.fast.allocator import keep_freed_memory
 
         keep_freed_memory()
     from benchmarks import contenders, floor, tasks

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lm.cli import CONF, register
+from instruct_lm.commands.hydra_app import CONF, register
 from instruct_lm.config import (
     SCHEMAS,
     DataConfig,

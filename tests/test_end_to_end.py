@@ -19,8 +19,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import evaluate
 import train
-from tests.commands import ROOT, call, commands, finish, read_until, start
 from tests.evaluation.judge_server import JudgeServer, answering, in_turn
+from tests.run_commands import ROOT, call, commands, finish, read_until, start
 
 METRICS = {"val/loss", "val/response_loss", "val/perplexity", "val/response_perplexity"}
 CONTRACT = {"n", "scored", "failed", "mean", "ci95", "judge", "exact_match", "chrf", "rouge_l"}
@@ -488,9 +488,9 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path) -> None:
-    from instruct_lm import build
+    from instruct_lm.commands import build
     from instruct_lm.data.prompts import Example
-    from instruct_lm.sources import Fetcher
+    from instruct_lm.io.sources import Fetcher
 
     run = lora / "run"
     check_run(run)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instruct_lm.model.packing import Packing, common_prefix_length, pack
+from instruct_lm.fast.packing import Packing, common_prefix_length, pack
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import regex
 import tiktoken
 
 from instruct_lm.errors import InputError
-from instruct_lm.gguf import read_gguf
+from instruct_lm.io.gguf import read_gguf
 
 END_OF_TEXT = "<|endoftext|>"
 _CONTRACTIONS = "'(?:[sdmt]|ll|ve|re)"

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges import Judge, JudgeError, ReferenceJudge, Verdict
+from instruct_lm.evaluation.judges.base import Judge, JudgeError, ReferenceJudge, Verdict
 from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, exact_match, rouge_l
 
 logger = logging.getLogger(__name__)

@@ -7,12 +7,9 @@ import os
 
 import numpy as np
 
-from instruct_lm.evaluation.evaluations import Evaluation
+from instruct_lm.report.evaluations import Evaluation
 
 log = logging.getLogger(__name__)
-
-TEST_METRICS = ("test/score", "test/exact_match", "test/chrf")
-"""What HParams compares a sweep by, besides the final losses."""
 
 
 def record_evaluation(evaluation: Evaluation, split: str) -> None:

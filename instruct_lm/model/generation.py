@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instruct_lm.fast.packing import common_prefix_length, pack
 from instruct_lm.model.gpt import GPT, KVCache
-from instruct_lm.model.packing import common_prefix_length, pack
 
 KEEP_SHARE = 0.9
 """Finished rows leave the cache, which costs a copy of it, once fewer than this share of its rows are still going."""

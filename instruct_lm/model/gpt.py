@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from instruct_lm.model.gradients import Embedding, Linear
-from instruct_lm.model.packing import Pack, Packing, Unpack
-from instruct_lm.model.products import linear
+from instruct_lm.fast.gradients import Embedding, Linear
+from instruct_lm.fast.packing import Pack, Packing, Unpack
+from instruct_lm.fast.products import linear
 
 
 @dataclass(frozen=True)

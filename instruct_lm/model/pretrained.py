@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from instruct_lm.errors import InputError
-from instruct_lm.gguf import read_gguf
+from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
 
 Transform = Callable[[Tensor], Tensor]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instruct_lm.model.gradients import add_product, is_kept
-from instruct_lm.model.products import linear
+from instruct_lm.fast.gradients import add_product, is_kept
+from instruct_lm.fast.products import linear
 
 CHUNK_SIZE = 128
 """Targets whose logits are held at once: 26 MB for GPT-2's vocabulary in fp32."""
@@ -98,7 +98,7 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, target_ids: Tensor, weigh
 
     Returns:
         Σ w · nll in nats, a float32 scalar with gradients to ``hidden`` and ``head``; and the M single nll, without.
-        A ``head`` whose gradient is kept (`instruct_lm.model.gradients`) gets it in this call already, as for a loss
+        A ``head`` whose gradient is kept (`instruct_lm.fast.gradients`) gets it in this call already, as for a loss
         that is this very sum: scale the weights instead.
     """
     # Inside a Function gradients are always off, and needs_input_grad does not know of no_grad.

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from instruct_lm.data.batching import Batch
+from instruct_lm.fast.gradients import forget_gradients, keep_gradients
 from instruct_lm.model.gpt import GPT
-from instruct_lm.model.gradients import forget_gradients, keep_gradients
 from instruct_lm.training.loss import linear_cross_entropy
 from instruct_lm.training.optimizers import OptimizerSettings, allocate_states
 

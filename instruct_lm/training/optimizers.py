@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instruct_lm.model.gradients import is_kept
+from instruct_lm.fast.gradients import is_kept
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class AdamWInBackward(torch.optim.AdamW):
     """AdamW that updates a parameter when autograd has made its gradient, and frees the gradient at once.
 
     The arithmetic is AdamW's. There is never a full set of gradients, so neither their global norm nor accumulation
-    over batches can be had. Parameters whose gradient is kept (`instruct_lm.model.gradients`) wait for `step`.
+    over batches can be had. Parameters whose gradient is kept (`instruct_lm.fast.gradients`) wait for `step`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:

@@ -13,7 +13,7 @@ from tokenizers import models, pre_tokenizers
 
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.gguf import read_gguf
+from instruct_lm.io.gguf import read_gguf
 from tests.data import gpt2_file
 
 # What the pre-tokenizers treat apart: letters, digits, number-like characters, whitespace runs, contractions, symbols,

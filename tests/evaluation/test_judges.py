@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judge_answers import parse_score
-from instruct_lm.evaluation.judges import JudgeError, ReferenceJudge, Verdict, make_judge
-from instruct_lm.evaluation.local_judges import LlamaCppJudge, OllamaJudge
+from instruct_lm.evaluation.judges.base import JudgeError, ReferenceJudge, Verdict, make_judge
+from instruct_lm.evaluation.judges.local import LlamaCppJudge, OllamaJudge
+from instruct_lm.evaluation.judges.openai import OpenAIJudge, _retry_after
+from instruct_lm.evaluation.judges.parsing import parse_score
 from instruct_lm.evaluation.metrics import chrf
-from instruct_lm.evaluation.openai_judge import OpenAIJudge, _retry_after
 
 from .judge_server import JudgeServer, answering, in_turn
 

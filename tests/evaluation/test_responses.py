@@ -15,16 +15,15 @@ from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation import responses as module
 from instruct_lm.evaluation.responses import (
-    Responder,
-    Response,
     answer_statistics,
     copy_responses,
     find_responses,
     load_responses,
     save_responses,
 )
-from instruct_lm.files import file_stamps
+from instruct_lm.io.files import file_stamps
 from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.respond import Responder, Response
 
 BYTES = load_tokenizer("bytes")
 MODEL = GPT(GPTConfig(vocab_size=257, block_size=300, n_layer=1, n_head=1, n_embd=8)).init_weights(0)

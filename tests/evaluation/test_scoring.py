@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges import JudgeError, ReferenceJudge
-from instruct_lm.evaluation.local_judges import LlamaCppJudge
+from instruct_lm.evaluation.judges.base import JudgeError, ReferenceJudge
+from instruct_lm.evaluation.judges.local import LlamaCppJudge
+from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, rouge_l
-from instruct_lm.evaluation.openai_judge import OpenAIJudge
 from instruct_lm.evaluation.scoring import ScoredEntry, describe_judge, score_responses, summarise
 
 from .judge_server import JudgeServer, answering, in_turn

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instruct_lm.fast.packing import common_prefix_length, pack
 from instruct_lm.model.gpt import GPT, GPTConfig, KVCache
-from instruct_lm.model.packing import common_prefix_length, pack
 from tests.model.conftest import CONFIGS, random_model
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from instruct_lm.model import gradients
+from instruct_lm.fast import gradients
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.lora import TARGETS, LoRALinear, adapter_state, add_lora, merge_lora
 

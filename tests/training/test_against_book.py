@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from instruct_lm.data.batching import collate
+from instruct_lm.fast.gradients import forget_gradients, keep_gradients
 from instruct_lm.model.gpt import GPT, GPTConfig
-from instruct_lm.model.gradients import forget_gradients, keep_gradients
 from instruct_lm.training.loss import linear_cross_entropy
 from instruct_lm.training.optimizers import OptimizerSettings
 

@@ -1,0 +1,145 @@
+"""Shows what the model sees: `python -m instruct_lm.data [source] [--mask-instructions] [--entry N]`."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
+from instruct_lm.data.encoding import (
+    OVERLONG,
+    EncodedExample,
+    encode_examples,
+    loss_weights,
+    resolve_prompt_loss_weight,
+)
+from instruct_lm.data.prompts import STYLES, get_style
+from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
+from instruct_lm.errors import InputError, RunError
+from instruct_lm.io.sources import Fetcher, default_cache_dir
+
+_COLOURS = {0.0: "\x1b[90m", 1.0: "\x1b[32m"}  # grey: not trained, green: trained; yellow: in between
+_LISTED = 5  # duplicates that are shown; the rest are counted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the statistics of a data file and one entry with its loss weights; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    try:
+        _show(options)
+    except (InputError, RunError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
+    add = parser.add_argument
+    add(
+        "source",
+        nargs="?",
+        default="sample",
+        help="JSON or JSON lines: a file or a source; default: the embedded sample",
+    )
+    add(
+        "--tokenizer",
+        help="merges.txt or .gguf, a file or a source, or `bytes`; default: one in the cache, else `bytes`",
+    )
+    add("--style", default="alpaca", choices=STYLES, help="prompt style (default: %(default)s)")
+    add("--mask-instructions", action="store_true", help="train on the response only")
+    add("--mask-header", action="store_true", help="weight the response header like the prompt")
+    add("--prompt-loss-weight", type=float, metavar="W", help="weight of prompt tokens, 0 to 1")
+    add("--entry", type=int, default=1, metavar="N", help="entry to print, from 1 (default: %(default)s)")
+    add("--max-length", type=int, metavar="TOKENS", help="most tokens of an entry")
+    add("--overlong", default="drop", choices=OVERLONG, help="what becomes of longer ones (default: %(default)s)")
+    return parser
+
+
+def _show(options: argparse.Namespace) -> None:
+    weight = resolve_prompt_loss_weight(options.mask_instructions, options.prompt_loss_weight)
+    style = get_style(options.style)
+    examples = load_examples(options.source if options.source == "sample" else Fetcher().fetch(options.source))
+    if not 1 <= options.entry <= len(examples):
+        raise InputError(f"--entry {options.entry}: the file holds entries 1 to {len(examples)}.")
+    tokenizer = _tokenizer(options.tokenizer)
+    splits = split(examples)
+
+    print(f"{options.source}: {len(examples)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
+    print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
+    for name, part in splits._asdict().items():
+        encoded = encode_examples(part, tokenizer, style, options.max_length, options.overlong)
+        lengths = encoded.lengths
+        trained = sum(float(loss_weights(row, weight, options.mask_header).sum()) for row in encoded)
+        share = trained / (lengths.sum() - len(encoded))  # the first token of a row is never a target
+        print(
+            f"{name:<12}{len(part):>8}{encoded.dropped:>9}{encoded.truncated:>6}{lengths.sum():>10}"
+            f"{lengths.mean():>8.1f}{lengths.max():>6}{share:>9.1%}"
+        )
+    print(
+        "trained: the sum of the loss weights over the number of targets, which is all tokens but the first of an entry"
+    )
+    _show_duplicates(splits)
+
+    example = examples[options.entry - 1]
+    row = encode_examples([example], tokenizer, style, options.max_length, options.overlong)[0]
+    response = len(row.input_ids) - row.prompt_length - row.header_length
+    sizes = f"{row.prompt_length} prompt + {row.header_length} header + {response} response tokens (end token included)"
+    print(f"\nEntry {options.entry}: {sizes}")
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    legend = "grey: weight 0, green: weight 1, yellow: in between" if colour else "[w|text] has weight w in the loss"
+    print(f"({legend})\n\n{render(row, loss_weights(row, weight, options.mask_header), tokenizer, colour)}")
+
+
+def render(row: EncodedExample, weights: np.ndarray, tokenizer: Tokenizer, colour: bool) -> str:
+    """The text of an encoded entry with each token's loss weight, as a colour or as `[weight|text]`.
+
+    Args:
+        row: An encoded entry of length n.
+        weights: (n,) float32, from `loss_weights`.
+        tokenizer: The one that encoded it.
+        colour: Whether to mark by ANSI colours.
+    """
+    spans = []
+    for weight, pairs in groupby(zip(weights.tolist(), row.input_ids.tolist(), strict=True), key=lambda pair: pair[0]):
+        text = tokenizer.decode(token for _, token in pairs)
+        text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)  # no escape sequences
+        spans.append(f"{_COLOURS.get(weight, chr(27) + '[33m')}{text}\x1b[0m" if colour else f"[{weight:g}|{text}]")
+    return "".join(spans)
+
+
+def _tokenizer(source: str | None) -> Tokenizer:
+    """The tokenizer asked for; else the first in the cache that can be read; else bytes."""
+    if source is not None:
+        return load_tokenizer(source if source == "bytes" else Fetcher().fetch(source))
+    cache = default_cache_dir()
+    for path in sorted([*cache.rglob("*.gguf"), *cache.rglob("merges.txt")]):
+        try:
+            tokenizer = load_tokenizer(path)
+        except InputError:  # a judge's model, say, with a tokenizer of another kind
+            continue
+        print(f"tokenizer: {path} (choose another with --tokenizer)")
+        return tokenizer
+    print("tokenizer: bytes, one token a byte. Give --tokenizer merges.txt or a .gguf to see what a real model sees.")
+    return load_tokenizer("bytes")
+
+
+def _show_duplicates(splits: Splits) -> None:
+    starts = dict(zip(splits._fields, (0, len(splits.train), len(splits.train) + len(splits.test)), strict=True))
+    duplicates = duplicates_between(splits)
+    print(f"\nEntries in more than one split (same instruction and input): {len(duplicates)}")
+    for duplicate in duplicates[:_LISTED]:
+        places = [f"{name} {starts[name] + i + 1}" for name, found in duplicate.places.items() for i in found]
+        print(f"  {', '.join(places)}: {duplicate.example.instruction[:60]!a}")
+    if len(duplicates) > _LISTED:
+        print(f"  and {len(duplicates) - _LISTED} more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

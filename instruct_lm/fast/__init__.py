@@ -1,0 +1,1 @@
+"""The same numbers, faster: applied to a built model from outside."""

@@ -1,0 +1,1 @@
+"""Evaluations side by side: statistics, tables, charts, the page."""

@@ -1,0 +1,182 @@
+"""Settings against each other: paired differences, and what they say in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from instruct_lm.errors import InputError
+from instruct_lm.evaluation.metrics import agreement
+from instruct_lm.evaluation.statistics import Difference, holm, paired_difference
+from instruct_lm.report.evaluations import METRICS, Evaluation
+from instruct_lm.report.settings import Setting, differing, group, questions
+
+LEVEL = 0.05  # of significance
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A setting against a baseline.
+
+    Attributes:
+        setting: The setting.
+        baseline: What is subtracted.
+        metric: The name in `METRICS` that decides: `score`, or `chrf` where the judges differ or there is none.
+        differences: Metric → difference; empty if the entries are not the same.
+        p_value: Of `metric`, adjusted for the number of settings that are held against this baseline (Holm).
+        comparisons: That number.
+    """
+
+    setting: Setting
+    baseline: Setting
+    metric: str
+    differences: dict[str, Difference]
+    p_value: float = 1.0
+    comparisons: int = 1
+
+    @property
+    def significant(self) -> bool:
+        """Whether `metric` shows a difference at the 5% level."""
+        found = self.differences.get(self.metric)
+        return found is not None and self.p_value < LEVEL and (found.low > 0 or found.high < 0)
+
+    @property
+    def sentence(self) -> str:
+        """What the comparison shows, in plain words."""
+        name, base = self.setting.name, self.baseline.name
+        if not self.differences:
+            return f"{name} and {base} answered different entries: their scores cannot be paired."
+        found = self.differences[self.metric]
+        unit = "" if self.metric == "score" else " in chrF"
+        chance = p_text(self.p_value) + (f" (Holm, {self.comparisons} comparisons)" if self.comparisons > 1 else "")
+        note = "" if _same_judge(self.setting, self.baseline) else " Their judges differ: the scores are not compared."
+        if self.significant:
+            better, size = "better" if found.mean > 0 else "worse", f"{abs(found.mean):.1f} ± {found.margin:.1f}"
+            return f"{name} is {better} than {base} by {size}{unit}, {chance}.{note}"
+        n = f"{found.entries} entries" + (f" and {max(found.seeds)} seeds" if max(found.seeds) > 1 else "")
+        size = f"{signed(found.mean)} ± {found.margin:.1f}"
+        return f"{name} against {base}: no difference that {n} can show: {size}{unit}, {chance}.{_needed(found)}{note}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report says.
+
+    Attributes:
+        settings: In the order given.
+        keys: The settings' keys whose values differ.
+        contrasts: Each setting against each baseline, a pair once.
+        agreements: (name, name, entries, coefficients) of evaluations of the same answers by different judges.
+    """
+
+    settings: list[Setting]
+    keys: list[str]
+    contrasts: list[Contrast]
+    agreements: list[tuple[str, str, int, dict[str, float | None]]]
+
+    @property
+    def runs(self) -> list[Evaluation]:
+        """All evaluations."""
+        return [run for setting in self.settings for run in setting.runs]
+
+    @property
+    def paired(self) -> dict[str, list[Contrast]]:
+        """A baseline's name → its contrasts whose entries are the same; only baselines that have some."""
+        found: dict[str, list[Contrast]] = {}
+        for contrast in self.contrasts:
+            if contrast.differences:
+                found.setdefault(contrast.baseline.name, []).append(contrast)
+        return found
+
+    @property
+    def headline(self) -> str:
+        """The metric to show first: `score`, or `chrf` where no judge was asked."""
+        return "score" if any("score" in setting.means for setting in self.settings) else "chrf"
+
+
+def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) -> Comparison:
+    """Compare evaluations.
+
+    Args:
+        evaluations: One or more.
+        baselines: Names of settings; none: the first one and, if that is untuned, the first trained one besides.
+
+    Raises:
+        InputError: A baseline of an unknown name.
+    """
+    keys = differing(evaluations)
+    settings = group(evaluations, keys)
+    named = {setting.name: setting for setting in settings}
+    for name in baselines:
+        if name not in named:
+            raise InputError(f"--baseline {name}: there is no such setting. Choose one of: {'; '.join(named)}.")
+    chosen = [named[name] for name in dict.fromkeys(baselines)] or settings[:1]
+    trained = [setting for setting in settings if setting.runs[0].run]
+    if not baselines and settings[0] not in trained and len(trained) > 1:
+        chosen.append(trained[0])
+    contrasts = []
+    for i, baseline in enumerate(chosen):
+        contrasts += _against(baseline, [setting for setting in settings if setting not in chosen[: i + 1]])
+    runs = [run for setting in settings for run in setting.runs]  # with their final names
+    return Comparison(settings, keys, contrasts, _agreements(runs))
+
+
+def signed(value: float) -> str:
+    """`+1.8`, `−1.8`, `0.0`: with a real minus sign, and none for what rounds to 0."""
+    text = f"{value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def p_text(p_value: float) -> str:
+    """`p < 0.001`, `p = 0.004`, `p = 0.39`."""
+    if p_value < 0.001:
+        return "p < 0.001"
+    return f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
+
+
+def _against(baseline: Setting, settings: Sequence[Setting]) -> list[Contrast]:
+    contrasts = [_contrast(setting, baseline) for setting in settings]
+    paired = [contrast for contrast in contrasts if contrast.differences]
+    p_values = iter(holm([contrast.differences[contrast.metric].p_value for contrast in paired]))
+    return [
+        replace(contrast, p_value=next(p_values), comparisons=len(paired)) if contrast.differences else contrast
+        for contrast in contrasts
+    ]
+
+
+def _contrast(setting: Setting, baseline: Setting) -> Contrast:
+    if questions(setting.runs[0]) != questions(baseline.runs[0]):
+        return Contrast(setting, baseline, "score", {})
+    differences = {}
+    for metric in METRICS if _same_judge(setting, baseline) else METRICS[1:]:
+        first, second = setting.values(metric), baseline.values(metric)
+        if not np.isnan(np.concatenate([first, second])).any(axis=0).all():
+            differences[metric] = paired_difference(first, second, setting.seeds == baseline.seeds)
+    return Contrast(setting, baseline, "score" if "score" in differences else "chrf", differences)
+
+
+def _same_judge(setting: Setting, baseline: Setting) -> bool:
+    return bool(setting.runs[0].summary["judge"] == baseline.runs[0].summary["judge"])
+
+
+def _needed(found: Difference) -> str:
+    if found.entries_needed is None:
+        return ""
+    if found.entries_needed <= found.entries:
+        return " To show it, more seeds would be needed."
+    return f" To show it, about {found.entries_needed:,} entries would be needed."
+
+
+def _agreements(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, int, dict[str, float | None]]]:
+    found = []
+    for first, second in combinations(evaluations, 2):
+        if first.summary["judge"] != second.summary["judge"] and list(first.entries) == list(second.entries):
+            scores = np.stack([first.values["score"], second.values["score"]])
+            scores = scores[:, ~np.isnan(scores).any(axis=0)]
+            if scores.shape[1] > 1:
+                coefficients = agreement(scores[0].tolist(), scores[1].tolist())
+                found.append((first.name, second.name, scores.shape[1], coefficients))
+    return found

@@ -1,0 +1,104 @@
+"""What both commands build from a configuration, and what is said where a file does not fit it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from instruct_lm.commands import build
+from instruct_lm.commands.hydra_app import CONF, register
+from instruct_lm.errors import InputError
+from instruct_lm.io.sources import Fetcher
+from instruct_lm.model.gpt import GPT
+from instruct_lm.model.lora import adapter_state
+
+FETCHER = Fetcher(None, offline=True)
+
+
+def config(*overrides: str) -> Any:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", ["model=gpt2-tiny", *overrides]), resolve=True)
+
+
+def model(values: Any) -> GPT:
+    return build.build_model(values["model"], values["lora"], values["seed"], FETCHER)
+
+
+def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}, path)
+    return path
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.tokenizer=bytes has 257 ids, model\.vocab_size=256"):
+        build.build_tokenizer(config("model.vocab_size=256")["model"], FETCHER)
+    assert build.build_tokenizer(config("model.vocab_size=257")["model"], FETCHER).vocab_size == 257
+
+
+def test_a_seed_decides_random_weights_and_adapters() -> None:
+    first, same, other = (model(config("lora=r16", f"seed={seed}")).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    for name in ("wte.weight", "h.0.attn.qkv.lora_a"):
+        assert not torch.equal(first[name], other[name])
+
+
+def test_a_checkpoint_of_the_model_is_loaded(tmp_path: Path) -> None:
+    values = config()
+    trained = model({**values, "seed": 7})
+    loaded = build.load_trained(values, save(tmp_path / "best.ckpt", trained.state_dict()), FETCHER)
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_adapters_are_merged_into_the_base(tmp_path: Path) -> None:
+    values = config("lora=r16")
+    trained = model(values)
+    for tensor in adapter_state(trained).values():
+        tensor.copy_(torch.randn(tensor.shape) * 0.1)
+    loaded = build.load_trained(values, save(tmp_path / "best.ckpt", adapter_state(trained)), FETCHER)
+    assert loaded.state_dict().keys() == model(config()).state_dict().keys()
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(loaded(ids), trained(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["model.n_layer=3"], r"Missing key.*h\.2\.attn\.qkv\.weight"),
+        (["model.n_layer=1"], r"Unexpected key.*h\.1\.attn\.qkv\.weight"),
+        (["model.n_embd=64"], "size mismatch for wte.weight"),
+        (["lora=r16"], "adapters are not the configured ones"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, overrides: list[str], part: str) -> None:
+    path = save(tmp_path / "best.ckpt", model(config()).state_dict())
+    with pytest.raises(InputError, match=rf"(?s)best\.ckpt does not fit the run's configuration: .*{part}"):
+        build.load_trained(config(*overrides), path, FETCHER)
+
+
+def test_adapters_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "best.ckpt", adapter_state(model(config("lora=r16"))))
+    for overrides in (["lora.rank=4"], ["lora.targets=[attn.qkv]"]):
+        with pytest.raises(InputError, match="does not fit the run's configuration"):
+            build.load_trained(config("lora=r16", *overrides), path, FETCHER)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 torn", {"epoch": 1}, [1, 2], {"state_dict": 5}])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "best.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=r"best\.ckpt is no readable checkpoint"):
+        build.load_trained(config(), path, FETCHER)
+
+
+def test_a_checkpoint_torn_off_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "best.ckpt", model(config()).state_dict())
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(InputError, match=r"best\.ckpt is no readable checkpoint"):
+        build.load_trained(config(), path, FETCHER)

@@ -1,0 +1,243 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lm.commands.runs import checkpoint_path, find_run, is_complete, load_run_config
+from instruct_lm.errors import InputError
+from tests.run_commands import commands
+
+
+def finish(cfg: DictConfig) -> None:
+    """What a training run leaves that others look for."""
+    folder = Path(cfg.output_dir, "checkpoints")
+    folder.mkdir(exist_ok=True)
+    (folder / "last.ckpt").touch()
+    (folder / "best.ckpt").touch()
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    with commands(tmp_path, monkeypatch, capsys) as run:
+        yield run
+
+
+@pytest.fixture
+def run(command: Any) -> Callable[..., Path]:
+    """Makes a finished run and returns its folder."""
+
+    def make(*args: str) -> Path:
+        Path("entries.json").write_text("[]")
+        status, err, _ = command("train", "model=gpt2-tiny", "output_dir=run", *args, main=finish)
+        assert status == 0, err
+        return Path("run")
+
+    return make
+
+
+def test_a_run_folder_says_what_it_was_started_with(run: Any) -> None:
+    cfg = load_run_config(run("seed=7", "data.source=entries.json"))
+    assert (cfg.seed, cfg.model.name, cfg.data.source) == (7, "gpt2-tiny", str(Path("entries.json").resolve()))
+    assert cfg.output_dir is None
+    assert OmegaConf.missing_keys(cfg) == set()
+
+
+def test_a_moved_run_folder_is_complete_in_itself(run: Any) -> None:
+    moved = run().rename("moved")
+    assert find_run("moved") == moved.resolve()
+    assert load_run_config("moved").model.name == "gpt2-tiny"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ((), "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"),
+        (("data.source=entries.json",), None),
+        (("data.source=entries.json", f"data.sha256={'ab' * 32}"), "ab" * 32),
+    ],
+)
+def test_a_known_hash_is_not_held_against_another_source(run: Any, args: tuple[str, ...], expected: str | None) -> None:
+    assert load_run_config(run(*args)).data.sha256 == expected
+
+
+def test_other_weights_bring_no_hash_for_the_tokenizer_inside_them(command: Any) -> None:
+    cfg = command("train", "model=smollm2-135m", "model.weights=other.gguf")[2][0]
+    assert (cfg.model.weights_sha256, cfg.model.tokenizer, cfg.model.tokenizer_sha256) == (None, "other.gguf", None)
+    cfg = command("train", "model=smollm2-135m")[2][0]
+    assert cfg.model.tokenizer_sha256 == cfg.model.weights_sha256 != None  # noqa: E711
+
+
+def test_what_is_no_run_folder_is_described(run: Any, command: Any) -> None:
+    folder = run()
+    Path("empty").mkdir()
+    command("train", "-m", "seed=1,2", "output_dir=sweep")
+    cases = {
+        "nowhere": "no such folder. Runs there: run.",
+        "empty": "is not a run folder",
+        str(folder / "checkpoints" / "best.ckpt"): f"give the run's own folder, {folder.resolve()}",
+        "sweep": "give one of its runs, 0_seed-1, 1_seed-2",
+    }
+    for path, message in cases.items():
+        with pytest.raises(InputError, match=message.replace(".", r"\.")):
+            find_run(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: [1", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"colour: red", "Key 'colour' not in 'TrainConfig'"),
+        (b"seed: x", "could not be converted to Integer"),
+        (b"seed: 1", "lacks .*trainer"),
+        (b"", "lacks .*seed"),
+        (b"- 1", "cannot be read"),
+    ],
+)
+def test_a_damaged_configuration_is_named(run: Any, content: bytes, message: str) -> None:
+    path = run() / ".hydra" / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_run_config("run")
+    assert str(path.resolve()) in str(caught.value)
+
+
+def test_a_missing_checkpoint_is_named_with_those_there(run: Any) -> None:
+    folder = run() / "checkpoints"
+    assert checkpoint_path("run", "best") == (folder / "best.ckpt").resolve()
+    (folder / "best.ckpt").unlink()
+    with pytest.raises(InputError, match=r"no checkpoints/best\.ckpt\. It has last"):
+        checkpoint_path("run", "best")
+    (folder / "last.ckpt").unlink()
+    with pytest.raises(InputError, match="ended before its first checkpoint"):
+        checkpoint_path("run", "last")
+
+
+def test_resume_brings_the_runs_own_configuration(run: Any, command: Any) -> None:
+    folder = run("seed=7", "optimizer.lr=1e-3", "prompt=chatml")
+    before = (folder / ".hydra" / "config.yaml").read_bytes()
+    status, err, seen = command("train", "resume=run")
+    assert status == 0, err
+    (cfg,) = seen
+    assert (cfg.seed, cfg.optimizer.lr, cfg.prompt.style, cfg.model.name) == (7, 1e-3, "chatml", "gpt2-tiny")
+    assert (cfg.output_dir, cfg.resume) == (str(folder.resolve()), str(folder.resolve()))
+    assert (folder / ".hydra" / "config.yaml").read_bytes() == before
+    assert len(list((folder / ".hydra" / "resumed").iterdir())) == 1
+
+
+def test_resume_may_change_how_long_and_where(run: Any, command: Any) -> None:
+    run("seed=7")
+    args = [
+        "trainer.max_epochs=5",
+        "device=cpu",
+        "device.precision=32-true",
+        "offline=true",
+        "model=gpt2-tiny",
+        "seed=7",
+    ]
+    status, err, seen = command("train", "resume=run", *args)
+    assert status == 0, err
+    (cfg,) = seen
+    assert (cfg.trainer.max_epochs, cfg.device.accelerator, cfg.device.precision) == (5, "cpu", "32-true")
+    assert cfg.offline
+    assert load_run_config("run").trainer.max_epochs == 5  # the next resume goes on to the same end
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.lr=1", "model=gpt2", "data.source=entries.json", "experiment=demo", "seed=8", "output_dir=other"],
+)
+def test_resume_refuses_what_contradicts_the_run(run: Any, command: Any, override: str) -> None:
+    folder = run("seed=7")
+    before = (folder / ".hydra" / "config.yaml").read_bytes()
+    status, err, seen = command("train", "resume=run", override)
+    assert (status, seen) == (2, [])
+    assert override.split("=")[0] in err
+    assert "eave out" in err
+    assert (folder / ".hydra" / "config.yaml").read_bytes() == before
+
+
+def test_resume_refuses_a_multirun_a_run_without_checkpoint_and_bad_values(run: Any, command: Any) -> None:
+    folder = run()
+    assert "leave out -m" in command("train", "-m", "resume=run")[1]
+    assert command("train", "resume=run", "trainer.max_epochs=0")[0] == 2
+    assert load_run_config("run").trainer.max_epochs == 2
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    status, err, _ = command("train", "resume=run")
+    assert status == 2
+    assert "checkpoints/last.ckpt" in err
+
+
+def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, command: Any) -> None:
+    folder = run()
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    (folder / "summary.json").write_text('{"limits": {"trainer.max_epochs": 2, "trainer.max_steps": null}}')
+    status, err, seen = command("train", "resume=run", "evaluate=true")
+    assert status == 0, err
+    assert is_complete(seen[0])
+    status, err, _ = command("train", "resume=run", "trainer.max_epochs=3")
+    assert status == 2
+    assert "has no checkpoints/last.ckpt. It has best." in err
+
+
+def test_a_finished_run_is_not_written_over(run: Any, command: Any) -> None:
+    folder = run("seed=7")
+    status, err, seen = command("train", "output_dir=run")
+    assert (status, seen) == (2, [])
+    assert "resume=run" in err
+    assert load_run_config(folder).seed == 7
+
+
+def test_an_evaluation_takes_what_belongs_to_the_run(run: Any, command: Any) -> None:
+    args = ["seed=7", "prompt=phi3", "data.shuffle=true", "generation.max_new_tokens=9", "data.source=entries.json"]
+    folder = run(*args)
+    before = (folder / ".hydra" / "config.yaml").read_bytes()
+    status, err, seen = command("evaluate", "run=run", "judge=none", "generation.batch_size=2", "data.batch_size=3")
+    assert status == 0, err
+    (cfg,) = seen
+    assert (cfg.seed, cfg.prompt.style, cfg.model.name, cfg.data.shuffle) == (7, "phi3", "gpt2-tiny", True)
+    assert (cfg.generation.max_new_tokens, cfg.generation.batch_size, cfg.data.batch_size) == (9, 2, 3)
+    assert (cfg.data.source, cfg.data.sha256, cfg.judge.kind) == (str(Path("entries.json").resolve()), None, "none")
+    assert cfg.output_dir == str(folder.resolve() / "evaluation" / "test")
+    assert (folder / ".hydra" / "config.yaml").read_bytes() == before
+
+
+def test_an_evaluation_writes_where_output_dir_says_and_never_over_the_runs_record(run: Any, command: Any) -> None:
+    folder = run("seed=7")
+    _, _, seen = command("evaluate", "run=run", "output_dir=run")
+    assert seen[0].output_dir == str(folder.resolve())
+    assert load_run_config(folder).seed == 7
+    names = {
+        ("split=train",): "train",
+        ("checkpoint=last",): "test-last",
+        ("split=validation", "checkpoint=last"): "validation-last",
+    }
+    for args, name in names.items():
+        assert Path(command("evaluate", "run=run", *args)[2][0].output_dir).name == name
+    assert command("evaluate")[2][0].output_dir.endswith("_evaluate")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model=gpt2", "model.n_layer=3", "prompt=chatml", "lora=r16", "seed=8", "data.limit=3", "data.shuffle=true"],
+)
+def test_an_evaluation_refuses_what_the_weights_and_the_split_depend_on(
+    run: Any,
+    command: Any,
+    override: str,
+) -> None:
+    run("seed=7")
+    status, err, seen = command("evaluate", "run=run", override)
+    assert (status, seen) == (2, [])
+    assert override.split("=")[0] in err
+    assert "Leave out" in err
+
+
+def test_a_run_may_be_evaluated_on_other_data(run: Any, command: Any) -> None:
+    run()
+    _, _, seen = command("evaluate", "run=run", "data=sample", "data.limit=20")
+    assert (seen[0].data.source, seen[0].data.limit, seen[0].model.name) == ("sample", 20, "gpt2-tiny")
+    _, _, seen = command("evaluate", "run=run", "data.source=entries.json", "data.limit=20")
+    assert (seen[0].data.source, seen[0].data.sha256) == (str(Path("entries.json").resolve()), None)

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from instruct_lm.commands.show_data import main, render
+from instruct_lm.data.encoding import EncodedExample
+from instruct_lm.data.tokenizer import load_tokenizer
+
+BYTES = load_tokenizer("bytes")
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    entries = [{"instruction": f"Say {i}.", "input": "", "output": "ok"} for i in range(20)]
+    entries[19]["instruction"] = "say  3."
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_it_works_without_arguments_network_and_cache():
+    run = subprocess.run([sys.executable, "-m", "instruct_lm.data"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "tokenizer: bytes" in run.stdout
+    assert "### Response:" in run.stdout
+    assert "\x1b" not in run.stdout  # no colours into a pipe
+
+
+def test_numbers_of_a_small_file(source, capsys):
+    assert main([source, "--style", "phi3", "--tokenizer", "bytes", "--mask-instructions", "--entry", "2"]) == 0
+    out = capsys.readouterr().out
+    # "<|user|>\nSay 1." + "\n<|assistant|>:\n" + "ok" + end: 15 (16 from entry 11 on) + 16 + 3 tokens
+    train = 10 * 34 + 7 * 35
+    row = next(line for line in out.splitlines() if line.startswith("train")).split()
+    assert row == ["train", "17", "0", "0", str(train), f"{train / 17:.1f}", "35", f"{17 * 19 / (train - 17):.1%}"]
+    assert "Entries in more than one split (same instruction and input): 1\n  train 4, validation 20: 'Say 3.'" in out
+    assert "Entry 2: 15 prompt + 16 header + 3 response tokens" in out
+    assert "[0|<|user|>\nSay 1.][1|\n<|assistant|>:\nok<|endoftext|>]" in out
+
+
+def test_header_mask_weight_and_cuts_are_shown(source, capsys):
+    options = ["--style", "phi3", "--tokenizer", "bytes", "--prompt-loss-weight", "0.1", "--mask-header"]
+    assert main([source, *options, "--max-length", "33", "--overlong", "truncate"]) == 0
+    out = capsys.readouterr().out
+    assert "[0|<][0.1||user|>\nSay 0.\n<|assistant|>:\n][1|ok]" in out
+    for name, count in (("train", "17"), ("test", "2"), ("validation", "1")):
+        assert next(line for line in out.splitlines() if line.startswith(name)).split()[:4] == [name, count, "0", count]
+
+
+def test_colours_follow_the_weights_and_no_color(source, capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    arguments = [source, "--style", "phi3", "--tokenizer", "bytes", "--mask-instructions"]
+    assert main(arguments) == 0
+    assert "\x1b[90m<|user|>\nSay 0.\x1b[0m\x1b[32m\n<|assistant|>:\nok<|endoftext|>\x1b[0m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "[0|<|user|>\nSay 0.][1|" in out
+    assert "\x1b" not in out
+
+
+def test_render_shows_control_characters_as_escapes():
+    ids = np.array([*"a\x1b[2J\né".encode(), 256], dtype=np.int32)
+    row = EncodedExample(ids, prompt_length=1, header_length=1)
+    weights = np.array([0.5] * 3 + [1] * (len(ids) - 3), dtype=np.float32)
+    assert render(row, weights, BYTES, colour=False) == "[0.5|a\\x1b[][1|2J\né<|endoftext|>]"
+    assert render(row, weights, BYTES, colour=True).startswith("\x1b[33ma\\x1b[\x1b[0m\x1b[32m2J")
+
+
+def test_a_tokenizer_in_the_cache_is_used_and_one_of_another_kind_passed_over(source, tmp_path, capsys):
+    folder = tmp_path / "cache" / "instruct-lm" / "hf" / "some"
+    folder.mkdir(parents=True)
+    (folder / "a.gguf").write_bytes(b"GGUF, but not really")
+    (folder / "merges.txt").write_text("o k\n")
+    assert main([source]) == 0
+    out = capsys.readouterr().out
+    assert f"tokenizer: {folder / 'merges.txt'}" in out
+    assert "258 token ids" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--entry", "0"], "--entry 0: the file holds entries 1 to 20"),
+        (["--entry", "21"], "entries 1 to 20"),
+        (["--prompt-loss-weight", "2"], "prompt_loss_weight=2.0"),
+        (["--tokenizer", "gone.txt"], "gone.txt"),
+        (["--tokenizer", "bytes", "--max-length", "5"], "max_length=5"),
+        (["--tokenizer", "bytes", "--max-length", "33", "--overlong", "error"], "max_length=33"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_a_message(source, capsys, arguments, message):
+    assert main([source, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_missing_file_ends_with_status_2(capsys):
+    assert main(["gone.json"]) == 2
+    assert "gone.json" in capsys.readouterr().err

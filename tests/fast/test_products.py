@@ -1,0 +1,37 @@
+"""The faster product against torch's own."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from instruct_lm.fast import products
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this processor prefers, the faster library is tested."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN product")
+    monkeypatch.setattr(products, "ONEDNN", True)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 7), (3, 4, 1), (2, 1, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("out", [16, 17])  # a transposed weight whose rows are no power of two is left to torch
+@pytest.mark.parametrize("transposed", [False, True])
+def test_it_equals_torchs_own(shape: tuple[int, ...], bias: bool, out: int, transposed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, 33, generator=generator)
+    weight = torch.randn(33, out, generator=generator).T if transposed else torch.randn(out, 33, generator=generator)
+    b = torch.randn(out, generator=generator) if bias else None
+    assert products._reads_slowly(weight) == (transposed and out == 17)
+    assert products.is_faster(x)
+    torch.testing.assert_close(products.linear(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
+
+
+def test_other_dtypes_are_left_to_torch() -> None:
+    x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    assert not products.is_faster(x)
+    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not products.is_faster(x.float())

@@ -1,0 +1,59 @@
+"""The estimate's counts against real models, and its message."""
+
+import numpy as np
+import pytest
+import torch
+
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.lora import add_lora
+from instruct_lm.training.memory import TrainingMemory, describe, of_config
+
+MEDIUM = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
+SMOL = GPTConfig(
+    vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_inner=1536, norm="rmsnorm", position="rotary",
+    activation="swiglu", bias=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [MEDIUM, SMOL])
+@pytest.mark.parametrize("rank", [0, 16])
+def test_parameters_are_counted(config: GPTConfig, rank: int) -> None:
+    with torch.device("meta"):
+        model = GPT(config)
+        if rank:
+            add_lora(model, rank, 32.0)
+    memory = TrainingMemory(config, 300, 500, lora_rank=rank)
+    base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.parameters == pytest.approx(base, rel=2e-3)  # biases and norms are left out
+    assert memory.trained == pytest.approx(trained, rel=2e-3)
+
+
+def test_the_batch_of_the_longest_rows_is_counted_with_its_prefix_once() -> None:
+    config = {
+        "data": {"batch_size": 2, "layout": "packed"}, "lora": {"rank": 0, "base_dtype": "float32"},
+        "optimizer": {"name": "adamw", "in_backward": False}, "trainer": {"activation_checkpointing": False},
+    }  # fmt: skip
+    memory = of_config(config, MEDIUM, np.array([30, 50, 40]), shared_prefix=20)
+    assert (memory.packed_tokens, memory.padded_tokens) == (20 + 30 + 20, 100)
+    config["data"]["layout"] = "padded"
+    assert of_config(config, MEDIUM, np.array([30, 50, 40]), shared_prefix=20).packed_tokens == 100
+
+
+def test_what_does_not_fit_names_the_settings_that_would() -> None:
+    memory = TrainingMemory(MEDIUM, 300, 500)
+    fits, message = describe(memory, 64e9)
+    assert fits
+    assert "355M parameters, full fine-tuning: about" in message
+    assert "64.0 GB free" in message
+    fits, message = describe(memory, 5.8e9)
+    assert not fits
+    assert "these would fit" in message
+    assert "optimizer.in_backward=true" in message
+    assert "lora=r16" in message
+    fits, message = describe(memory, 3e9)
+    assert "lora=r16" in message
+    assert "in_backward" not in message
+    fits, message = describe(memory, 1e9)
+    assert not fits
+    assert "choose a smaller model" in message
