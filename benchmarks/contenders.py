@@ -27,6 +27,7 @@ def train_ours(
 
     from instruct_lm.commands.build import gpt_config
     from instruct_lm.data.batching import collate
+    from instruct_lm.fast import accelerate
     from instruct_lm.model.gpt import GPT, store_matrices
     from instruct_lm.model.lora import add_lora
     from instruct_lm.training.module import InstructionTuner
@@ -39,7 +40,6 @@ def train_ours(
             [np.array(row.ids) for row in batch],
             [(np.arange(len(row.ids)) >= (row.prompt_length if masked else 0)).astype(np.float32) for row in batch],
             [row.response_start for row in batch],
-            layout=options.get("layout", "packed"),
         )
         for batch in batches
     ]
@@ -73,9 +73,10 @@ def train_ours(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[clock], use_distributed_sampler=False, log_every_n_steps=1000,
     )  # fmt: skip
-    trainer.fit(
-        InstructionTuner(model, optimizer, total_steps=len(made)), train_dataloaders=DataLoader(made, batch_size=None)
-    )
+    tuner = InstructionTuner(model, optimizer=optimizer)
+    if options.get("fast", True):
+        accelerate(tuner)
+    trainer.fit(tuner, train_dataloaders=DataLoader(made, batch_size=None))  # type: ignore[arg-type]  # a list will do
     return clock.seconds, clock.losses
 
 
@@ -242,10 +243,12 @@ def _transformers_model(size: str) -> Any:
 def generate_ours(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
     """This project's batched generation, all prompts at once."""
     from instruct_lm.commands.build import gpt_config
+    from instruct_lm.fast import accelerate
     from instruct_lm.model.generation import generate
     from instruct_lm.model.gpt import GPT
 
     model = GPT(gpt_config(model_conf(size))).init_weights(0)
+    accelerate(model)
     generate(model, prompts[:2], max_new_tokens=2)
     start = time.perf_counter()
     made = generate(model, prompts, max_new_tokens=new_tokens, batch_size=len(prompts))

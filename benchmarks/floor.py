@@ -12,7 +12,7 @@ import time
 import torch
 
 from benchmarks.tasks import Row, model_conf
-from instruct_lm.fast.products import linear
+from instruct_lm.fast.linear import product
 
 
 def shapes(size: str) -> list[tuple[int, int, int]]:
@@ -74,8 +74,8 @@ def gemm_rate(size: str, tokens: int, seconds: float = 2.0) -> float:
     while time.perf_counter() < end:
         start = time.perf_counter()
         for (x, weight, g), grad in zip(work, grads, strict=True):
-            linear(x, weight)
-            linear(g, weight.T)
+            product(x, weight)
+            product(g, weight.T)
             torch.mm(g.T, x, out=grad)
         rates.append(flops / (time.perf_counter() - start))
     return sorted(rates)[len(rates) // 2]

@@ -23,7 +23,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         seconds, losses = contenders.TRAIN[request["contender"]](request["size"], given, masked, lora, options)
         import torch
 
-        from instruct_lm.training.callbacks import peak_memory
+        from instruct_lm.training.memory import peak_memory
 
         peak = peak_memory(torch.device("cpu"))
         needed = [floor.train_flops(request["size"], batch, masked, lora) for batch in given]

@@ -17,9 +17,9 @@ class Response:
     """What a model answered.
 
     Attributes:
-        text: the answer, without the header and surrounding whitespace.
-        tokens: number of tokens made, the end token included.
-        ended: whether the model ended the answer itself.
+        text: The answer, without the header and surrounding whitespace.
+        tokens: Number of tokens made, the end token included.
+        ended: Whether the model ended the answer itself.
     """
 
     text: str
@@ -32,12 +32,12 @@ class Responder:
     """A model with all that it takes to answer instructions.
 
     Args:
-        model: the model.
-        tokenizer: its tokenizer; ``stop_tokens`` end an answer.
-        style: the prompt style that the model was trained with.
-        max_new_tokens: most tokens of an answer.
-        sampling: how tokens are chosen.
-        batch_size: most answers made at once.
+        model: The model.
+        tokenizer: Its tokenizer; ``stop_tokens`` end an answer.
+        style: The prompt style that the model was trained with.
+        max_new_tokens: Most tokens of an answer.
+        sampling: How tokens are chosen.
+        batch_size: Most answers made at once.
     """
 
     model: GPT

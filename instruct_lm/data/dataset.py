@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,26 +21,31 @@ def sample_path() -> Path:
     return Path(__file__).with_name("sample.json")
 
 
-def load_examples(source: str | Path, limit: int | None = None) -> list[Example]:
-    """Loads and checks instruction entries.
+def load_examples(source: str | Path | Sequence[Mapping[str, Any]], limit: int | None = None) -> list[Example]:
+    """Load and check instruction entries.
 
     An entry is an object with the strings `instruction` and `output`, neither blank, and `input`, which may be empty,
     null or absent. Other keys (`model_response`, for one) are ignored. Texts are kept as they are, not stripped.
 
     Args:
-        source: A JSON list or JSON lines in UTF-8, with or without a byte-order mark; or `sample`.
+        source: The path of a JSON list or of JSON lines in UTF-8, with or without a byte-order mark; `sample`; or a
+            list of entries.
         limit: Use the first `limit` entries only.
 
     Raises:
-        InputError: If the file cannot be read or parsed (names line and column), holds no entries, or holds malformed
-            ones (names their numbers, from 1, and what is wrong with each).
+        InputError: The file cannot be read or parsed (the message names line and column), there are no entries, or some
+            are malformed (it names the first ten by their number, from 1, and what is wrong with each).
     """
-    path = sample_path() if str(source) == "sample" else Path(source)
+    if isinstance(source, (str, Path)):
+        path = sample_path() if str(source) == "sample" else Path(source)
+        name, entries = str(path), _parse(_read_text(path), path)
+    else:
+        name, entries = "the list of entries", [("", entry) for entry in source]
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: must be at least 1, or null for all entries.")
-    entries = _parse(_read_text(path), path)[:limit]
+    entries = entries[:limit]
     if not entries:
-        raise InputError(f"{path} holds no entries.")
+        raise InputError(f"{name} holds no entries.")
     examples, faults = [], []
     for number, (place, entry) in enumerate(entries, start=1):
         if fault := _fault(entry):
@@ -49,9 +54,8 @@ def load_examples(source: str | Path, limit: int | None = None) -> list[Example]
             examples.append(Example(entry["instruction"], entry.get("input") or "", entry["output"]))
     if faults:
         more = [f"  and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
-        raise InputError(
-            "\n".join([f"{path}: {len(faults)} of {len(entries)} entries are malformed.", *faults[:_LISTED], *more])
-        )
+        lines = [f"{name}: {len(faults)} of {len(entries)} entries are malformed.", *faults[:_LISTED], *more]
+        raise InputError("\n".join(lines))
     return examples
 
 
@@ -106,7 +110,7 @@ def _kind(value: Any) -> str:
 
 def _fault(entry: Any) -> str:
     """What is wrong with an entry; empty if nothing is."""
-    if not isinstance(entry, dict):
+    if not isinstance(entry, Mapping):
         return f"is {_kind(entry)}, not an object"
     faults = []
     for key in ("instruction", "input", "output"):

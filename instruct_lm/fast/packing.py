@@ -1,8 +1,11 @@
-"""Sequences of different lengths as one, with the prefix that all begin with standing once.
+"""Rows of different lengths as one packed sequence, with the prefix that all begin with standing once.
 
 A causal model gives equal prefixes equal hidden states, so they need computing once. Linear layers and norms see the
-packed tokens alone: no padding, no repeated prefix. Only attention sees rows (`Packing.rows`), so its cost is that of
-the padded batch, never the square of the packed length.
+packed tokens alone: no padding, no repeated prefix. Only attention sees rows, gathered per layer into a padded grid, so
+its cost is that of the padded batch, never the square of the packed length.
+
+Nearest prior art: RadixMLP (arXiv 2601.15013, inference only), prefix sharing for DPO (2410.20305), Tree Training
+(2511.00413), Prefix Grouper (2506.05433).
 """
 
 from __future__ import annotations
@@ -13,65 +16,62 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from instruct_lm.data.batching import shared_prefix_length
+from instruct_lm.fast.linear import product
+from instruct_lm.model.gpt import GPT, CausalSelfAttention, KVCache
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a packed sequence stand in the rows that attend to themselves.
+    """Where T packed tokens stand in B rows of at most L tokens.
 
-    The packed sequence is a prefix of P tokens that every row begins with, then each row's remainder.
+    The packed sequence is the prefix of P tokens that every row begins with, then each row's remainder.
 
     Attributes:
-        rows: int64 (B, L); the packed index of each row's tokens, right-padded with any valid index.
-        columns: int64 (T,); the flat index (row * L + column) at which each packed token stands in ``rows``.
-        prefix_length: P, the packed tokens that stand in every row.
+        rows: int64 (B, L); the packed index of each row's tokens, right-padded with 0.
+        columns: int64 (T,); the flat index (row · L + column) at which each packed token stands in ``rows``.
+        prefix_length: P.
     """
 
     rows: Tensor
     columns: Tensor
     prefix_length: int
 
-    def to(self, device: torch.device | str) -> Packing:
-        """The same packing with its tensors on ``device``."""
-        return Packing(self.rows.to(device), self.columns.to(device), self.prefix_length)
+
+def pack(lengths: Sequence[int], prefix_length: int, device: torch.device | str = "cpu") -> Packing:
+    """Plan the packing of rows of these lengths whose first ``prefix_length`` tokens are the same.
+
+    Example:
+        Rows a b c d, a b e and a b f g h share the prefix a b. Packed they are a b | c d | e | f g h:
+
+        >>> packing = pack([4, 3, 5], prefix_length=2)
+        >>> packing.columns.tolist()  # c stands in row 0, column 2: 0 · 5 + 2; e in row 1, column 2: 1 · 5 + 2
+        [0, 1, 2, 3, 7, 12, 13, 14]
+        >>> packing.rows.tolist()  # each row finds the prefix at 0 and 1, then its own tokens; 0 fills the rest
+        [[0, 1, 2, 3, 0], [0, 1, 4, 0, 0], [0, 1, 5, 6, 7]]
+    """
+    columns = torch.arange(max(lengths)).expand(len(lengths), -1)  # (B, L)
+    own = columns < torch.tensor(lengths)[:, None]  # tokens, not padding
+    own[:, :prefix_length] = False  # of the remainders alone
+    places = torch.cat((torch.arange(prefix_length), own.flatten().nonzero()[:, 0]))
+    rows = torch.zeros_like(own, dtype=torch.long)
+    rows.view(-1)[places] = torch.arange(len(places))
+    rows[:, :prefix_length] = torch.arange(prefix_length)  # every row reads the prefix that stands once
+    return Packing(rows.to(device), places.to(device), prefix_length)
 
 
-def pack(lengths: Tensor, prefix_length: int) -> Packing:
-    """The packing of rows of these lengths, int64 (B,), whose first ``prefix_length`` tokens are the same."""
-    grid = torch.arange(int(lengths.max())).expand(len(lengths), -1)  # (B, L)
-    kept = grid < lengths[:, None]
-    kept[1:] &= grid[1:] >= prefix_length
-    own = kept.clone()
-    own[0, :prefix_length] = False
-    columns = torch.cat((torch.arange(prefix_length), own.flatten().nonzero()[:, 0]))
-    rows = torch.zeros_like(kept, dtype=torch.long)
-    rows.view(-1)[columns] = torch.arange(len(columns))
-    rows[:, :prefix_length] = torch.arange(prefix_length)
-    return Packing(rows, columns, prefix_length)
-
-
-def common_prefix_length(rows: Sequence[Tensor]) -> int:
-    """Tokens that all rows begin with; each row keeps at least one of its own. 0 for a single row."""
-    shortest = min(len(row) for row in rows)
-    if len(rows) < 2 or shortest < 2:
-        return 0
-    heads = torch.stack([row[: shortest - 1] for row in rows])
-    differs = (heads != heads[0]).any(0).nonzero()
-    return int(differs[0]) if len(differs) else shortest - 1
-
-
-class Unpack(torch.autograd.Function):
-    """(T, C) → (B, L, C). Padding sends back no gradient, the shared prefix the sum over its rows."""
+class _Unpack(torch.autograd.Function):
+    """(T, C) → (B, L, C). In the backward pass, padding has no gradient, and the prefix sums those of its rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
-        """Copy the packed tokens to their rows."""
         ctx.packing = packing
         return x.index_select(0, packing.rows.flatten()).view(*packing.rows.shape, -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """(B, L, C) → (T, C)."""
         prefix_length = ctx.packing.prefix_length
         out = grad.flatten(0, 1).index_select(0, ctx.packing.columns)
         if prefix_length:
@@ -79,18 +79,56 @@ class Unpack(torch.autograd.Function):
         return out, None
 
 
-class Pack(torch.autograd.Function):
+class _Pack(torch.autograd.Function):
     """(B, L, C) → (T, C), reading the shared prefix from the first row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
-        """Copy the tokens of the rows to their packed places."""
         ctx.packing = packing
         return x.flatten(0, 1).index_select(0, packing.columns)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """(T, C) → (B, L, C)."""
         batch_size, length = ctx.packing.rows.shape
         out = grad.new_zeros(batch_size * length, grad.shape[-1])
         return out.index_copy_(0, ctx.packing.columns, grad).view(batch_size, length, -1), None
+
+
+class PackedAttention(CausalSelfAttention):
+    """Attention that takes a packed sequence too."""
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """(T, C) → (T, C) with a ``packing``, else as its base."""
+        if packing is None:
+            return super().forward(x, rope, cache, mask)
+        rows = _Unpack.apply(self.project(x, rope), packing)
+        return self.proj(_Pack.apply(self.attend(rows, cache), packing))
+
+
+class PackedGPT(GPT):
+    """A `GPT` of such layers that computes a common prefix of prompts once."""
+
+    def packed_states(self, input_ids: Tensor, packing: Packing, **attention: Any) -> Tensor:
+        """Hidden states (T, C) of right-padded ids, int64 (B, L)."""
+        at = packing.columns
+        ids, positions = input_ids.flatten()[at], at % input_ids.shape[1]
+        return self.hidden_states(ids, positions, packing=packing, **attention)
+
+    def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
+        """As `GPT.prefill`."""
+        lengths = [len(prompt) for prompt in prompts]
+        packing = pack(lengths, shared_prefix_length(prompts), cache.lengths.device)
+        hidden = self.packed_states(pad_sequence(list(prompts), batch_first=True), packing, cache=cache)
+        cache.lengths += torch.tensor(lengths, device=cache.lengths.device)
+        return hidden[packing.rows[torch.arange(len(lengths)), cache.lengths - 1]]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) → (..., V)."""
+        return super().logits(hidden) if torch.is_grad_enabled() else product(hidden, self.head_weight.to(hidden.dtype))

@@ -2,22 +2,33 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write UTF-8 text beside its place, sync it and move it there."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and move what is there into place, synced to disk, once the block is left.
+
+    A reader of ``path`` sees the old file or the new one, never a part; an exception leaves the old one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield part
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write UTF-8 text atomically."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Batched generation: one packed prefill with the shared prefix once, then a token a row at a time from the cache."""
+"""Batched generation: all prompts at once into a cache, then one token per row and step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instruct_lm.fast.packing import common_prefix_length, pack
 from instruct_lm.model.gpt import GPT, KVCache
 
 KEEP_SHARE = 0.9
-"""Finished rows leave the cache, which costs a copy of it, once fewer than this share of its rows are still going."""
+"""Ended rows leave the cache once fewer than this share of its rows go on."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,13 @@ class Sampling:
 
     Args:
         temperature: 0 takes the most likely token; otherwise logits are divided by it.
-        top_k: sample among the k most likely tokens only; None: all.
-        top_p: sample among the fewest tokens whose probabilities reach p (https://arxiv.org/abs/1904.09751); None: all.
-        seed: each prompt draws from a generator of its own, seeded by this and its number, so that an answer does not
+        top_k: Sample among the k most likely tokens only; None: all.
+        top_p: Sample among the fewest tokens whose probabilities reach p (https://arxiv.org/abs/1904.09751); None: all.
+        seed: Each prompt draws from a generator of its own, seeded by this and its number, so that an answer does not
             depend on the batch it was made in.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: A value out of range.
     """
 
     temperature: float = 0.0
@@ -44,7 +43,7 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1], or be null")
 
     def choose(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Next tokens int64 (B,) of logits (B, V), with one generator a row."""
+        """The next token of each row, int64 (B,), of logits (B, V), with one generator per row."""
         if self.temperature == 0:
             return logits.argmax(-1)
         logits, ids = (logits.float() / self.temperature).sort(dim=-1, descending=True)
@@ -79,74 +78,56 @@ def stream(
     A row ends after its end token, after ``max_new_tokens``, or when it fills the model's ``block_size``.
 
     Args:
-        model: in eval mode, else dropout applies.
+        model: In eval mode, else dropout applies.
         prompts: B lists of token ids, of any lengths from 1 to ``block_size``.
-        max_new_tokens: most tokens to make for a prompt.
-        end_tokens: ids that end a row; they are yielded too. None of them: rows end by length alone.
-        sampling: how tokens are chosen.
-        numbers: the prompts' numbers for the sampling seeds; None: 0 to B - 1.
+        max_new_tokens: Most tokens to make for a prompt.
+        end_tokens: Ids that end a row; they are yielded too. None of them: rows end by length alone.
+        sampling: How tokens are chosen.
+        numbers: The prompts' numbers for the sampling seeds; None: 0 to B - 1.
 
     Yields:
         The tokens of one step: prompt index → token id, for the prompts still going.
 
     Raises:
-        ValueError: a prompt without tokens or longer than ``block_size``.
+        ValueError: A prompt without tokens or longer than ``block_size``.
     """
     block_size = model.config.block_size
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= block_size:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens; the model takes 1 to {block_size}")
     device = model.wte.weight.device
-    room = torch.tensor([min(max_new_tokens, block_size - len(prompt)) for prompt in prompts])
-    active = room.nonzero()[:, 0]  # prompt index of each row of the cache
-    if not len(active):
+    room = [min(max_new_tokens, block_size - len(prompt)) for prompt in prompts]
+    active = [i for i, n in enumerate(room) if n > 0]  # the prompt that each row of the cache belongs to
+    if not active:
         return
-    generators = {i: torch.Generator().manual_seed(_row_seed(sampling.seed, i if numbers is None else numbers[i]))
-                  for i in active.tolist()}  # fmt: skip
-    hidden, cache = _prefill(model, [prompts[i] for i in active.tolist()], room[active])
-    alive = torch.ones(len(active), dtype=torch.bool)
-    step = 0
+    generators = {i: torch.Generator() for i in active}
+    for i, generator in generators.items():
+        generator.manual_seed(_row_seed(sampling.seed, i if numbers is None else numbers[i]))
+    capacity = max(len(prompts[i]) + room[i] for i in active)
+    cache = KVCache(model.config, len(active), capacity, model.dtype, device)
+    hidden = model.prefill([torch.tensor(prompts[i], device=device) for i in active], cache)  # (rows, C)
+    going, step = set(active), 0
     while True:
-        logits = model.logits(hidden)  # (rows, V)
-        tokens = sampling.choose(logits, [generators[i] for i in active.tolist()])
+        # Every row of the cache chooses a token; those of ended rows are not handed out.
+        tokens = sampling.choose(model.logits(hidden), [generators[i] for i in active])  # (rows,)
+        chosen = dict(zip(active, tokens.tolist(), strict=True))
         step += 1
-        listed = tokens.tolist()
-        yield {i: listed[row] for row, i in enumerate(active.tolist()) if alive[row]}
-        ended = room[active] <= step
-        ended |= torch.isin(tokens.cpu(), torch.tensor(list(end_tokens), dtype=torch.long))
-        alive &= ~ended
-        if not alive.any():
+        yield {i: token for i, token in chosen.items() if i in going}
+        going = {i for i in going if step < room[i] and chosen[i] not in end_tokens}
+        if not going:
             return
-        if alive.sum() < KEEP_SHARE * len(alive):
-            rows = alive.nonzero()[:, 0]
-            cache.keep(rows.to(device))
-            tokens, active, alive = tokens[rows.to(device)], active[rows], alive[rows]
+        # Ended rows leave the cache a few at a time, since each time copies what stays.
+        if len(going) < KEEP_SHARE * len(active):
+            kept = torch.tensor([row for row, i in enumerate(active) if i in going], device=device)
+            cache.keep(kept)
+            tokens, active = tokens[kept], [i for i in active if i in going]
         hidden = model.decode(tokens, cache)
-        cache.lengths -= (~alive).to(device).long()  # an ended row stays where it is until it leaves
+        # A row that has ended but not left stays at its length: its last slot is written again and again.
+        cache.lengths -= torch.tensor([i not in going for i in active], device=device).long()
 
 
 def _row_seed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number) % 2**63
-
-
-def _prefill(model: GPT, prompts: Sequence[Sequence[int]], room: Tensor) -> tuple[Tensor, KVCache]:
-    """Hidden states (B, C) of the prompts' last tokens, and their cache with ``room`` (B,) for more."""
-    device = model.wte.weight.device
-    rows = [torch.tensor(prompt) for prompt in prompts]
-    lengths = torch.tensor([len(row) for row in rows])
-    packing = pack(lengths, common_prefix_length(rows))
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L)
-    positions = torch.arange(padded.shape[1]).expand(padded.shape)
-    cache = KVCache(model.config, len(rows), int((lengths + room).max()), model.dtype, device)
-    hidden = model.hidden_states(
-        padded.flatten()[packing.columns].to(device),
-        positions.flatten()[packing.columns].to(device),
-        packing=packing.to(device),
-        cache=cache,
-    )
-    cache.lengths += lengths.to(device)
-    last = packing.rows[torch.arange(len(rows)), lengths - 1]
-    return hidden[last.to(device)], cache
 
 
 def generate(
@@ -162,8 +143,8 @@ def generate(
     """Generate for any number of prompts, in batches of similar length; arguments as for `stream`.
 
     Args:
-        batch_size: most prompts at once.
-        on_done: called with the number of prompts finished at once, for a progress bar.
+        batch_size: Most prompts at once.
+        on_done: Called with the number of prompts finished at once, for a progress bar.
 
     Returns:
         The new token ids of each prompt, in the order of the prompts; an end token is the last of its list.

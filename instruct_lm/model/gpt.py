@@ -1,23 +1,20 @@
 """One decoder-only transformer: GPT-2 or Llama-style, by configuration.
 
-Shapes in comments: B rows, L tokens a row, T tokens of a packed batch, C = n_embd, H = n_head, K = n_kv_head,
-D = head_dim, V = vocab_size. Linear layers see tokens of any leading shape, (B, L) or (T,); only attention knows rows.
+Shapes in comments: B rows, L tokens per row, C = n_embd, H = n_head, K = n_kv_head, D = head_dim, V = vocab_size.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-
-from instruct_lm.fast.gradients import Embedding, Linear
-from instruct_lm.fast.packing import Pack, Packing, Unpack
-from instruct_lm.fast.products import linear
 
 
 @dataclass(frozen=True)
@@ -25,21 +22,21 @@ class GPTConfig:
     """Sizes and choices of a transformer; the defaults are GPT-2 124M.
 
     Args:
-        vocab_size: number of token ids.
-        block_size: longest sequence in tokens.
-        n_layer, n_head, n_embd: blocks, attention heads and hidden width.
-        n_kv_head: heads of keys and values, each shared by ``n_head / n_kv_head`` query heads; None: ``n_head``.
-        n_inner: width of the MLP; None: ``4 * n_embd``.
+        vocab_size: Number of token ids.
+        block_size: Longest sequence, in tokens.
+        n_layer, n_head, n_embd: Blocks, attention heads and hidden width.
+        n_kv_head: Heads of keys and values, each shared by ``n_head / n_kv_head`` query heads; None: ``n_head``.
+        n_inner: Width of the MLP; None: ``4 * n_embd``.
         norm: ``layernorm`` or ``rmsnorm``.
-        norm_eps: added to the variance.
+        norm_eps: Added to the variance.
         position: ``learned`` (GPT-2) or ``rotary`` (Llama).
-        rope_base: base of the rotary frequencies.
+        rope_base: Base of the rotary frequencies.
         activation: ``gelu`` (tanh form, as GPT-2's) or ``swiglu``.
-        bias: whether linear layers have one.
-        dropout: probability, on embeddings, attention and residual branches.
+        bias: Whether linear layers have a bias.
+        dropout: Probability, on embeddings, attention and residual branches.
 
     Raises:
-        ValueError: sizes that do not divide, or an unknown choice.
+        ValueError: Sizes that do not divide, or an unknown choice.
     """
 
     vocab_size: int = 50257
@@ -91,8 +88,8 @@ class KVCache:
     """Keys and values of every layer for B rows of at most ``capacity`` tokens, right-padded.
 
     Attributes:
-        keys, values: one (B, K, capacity, D) tensor a layer.
-        lengths: int64 (B,); tokens held by each row.
+        keys, values: One (B, K, capacity, D) tensor per layer.
+        lengths: int64 (B,); number of tokens that each row holds.
     """
 
     def __init__(
@@ -104,19 +101,19 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Begin a layer's rows with (B, K, L, D)."""
+        """Store the first (B, K, L, D) of a layer."""
         for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
             cached[:, :, : new.shape[2]] = new
-            cached[:, :, new.shape[2] :] = 0  # a masked value still counts as 0 times itself
+            cached[:, :, new.shape[2] :] = 0  # masked values are multiplied by 0, so they must not be NaN
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put (B, K, 1, D) behind each row of a layer; ``lengths`` grows once all layers have theirs."""
+        """Store (B, K, 1, D) behind the tokens of each row; the caller raises ``lengths`` after the last layer."""
         rows = torch.arange(len(self.lengths), device=keys.device)
         self.keys[layer][rows, :, self.lengths] = keys[:, :, 0]
         self.values[layer][rows, :, self.lengths] = values[:, :, 0]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these. ``rows``: int64 (b,)."""
+        """Drop all rows but these, int64 (b,)."""
         longest = int(self.lengths[rows].max())
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
@@ -127,7 +124,7 @@ class KVCache:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (https://arxiv.org/abs/2104.09864) on halves, the order of Hugging Face's Llama.
+    """Apply rotary positions (https://arxiv.org/abs/2104.09864) to two halves, the order of Hugging Face's Llama.
 
     Args:
         x: (..., heads, D).
@@ -138,40 +135,44 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention with grouped queries; each token sees itself and what came before it in its row."""
+    """Multi-head attention with grouped queries; a token sees itself and the tokens before it in its row."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer  # its place in the cache
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
-        self.qkv = Linear(config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
-        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
 
     def forward(
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None = None,
-        packing: Packing | None = None,
         cache: KVCache | None = None,
-        layer: int = 0,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """(..., C) → (..., C). With ``mask`` (decoding), one new token a row attends to the cache."""
-        n_rotated = self.n_head + self.n_kv_head
+        """(B, L, C) → (B, L, C). With ``mask``, one new token per row attends to the cache; see `GPT.decode`."""
+        return self.proj(self.attend(self.project(x, rope), cache, mask))
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries, keys and values side by side: (..., C) → (..., (H + 2K) · D)."""
         qkv = self.qkv(x)
-        if rope is not None:
-            heads = qkv.unflatten(-1, (-1, self.head_dim))  # (..., H + 2K, D)
-            heads = torch.cat((rotate(heads[..., :n_rotated, :], *rope), heads[..., n_rotated:, :]), dim=-2)
-            qkv = heads.flatten(-2)
-        if packing is not None:
-            qkv = Unpack.apply(qkv, packing)
+        if rope is None:
+            return qkv
+        heads = qkv.unflatten(-1, (-1, self.head_dim))  # (..., H + 2K, D)
+        rotated = self.n_head + self.n_kv_head  # values are not rotated
+        return torch.cat((rotate(heads[..., :rotated, :], *rope), heads[..., rotated:, :]), dim=-2).flatten(-2)
+
+    def attend(self, qkv: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """Weighted means of the values: (B, L, (H + 2K) · D) → (B, L, C)."""
         heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, L, D)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if cache is not None and mask is None:
-            cache.fill(layer, k, v)
+            cache.fill(self.layer, k, v)
         elif cache is not None and mask is not None:
-            cache.append(layer, k, v)
-            k, v = (held[layer][:, :, : mask.shape[-1]] for held in (cache.keys, cache.values))
+            cache.append(self.layer, k, v)
+            k, v = (held[self.layer][:, :, : mask.shape[-1]] for held in (cache.keys, cache.values))
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -181,10 +182,7 @@ class CausalSelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
         )
-        y = y.transpose(1, 2).flatten(2)  # (B, L, C)
-        if packing is not None:
-            y = Pack.apply(y, packing)
-        return self.proj(y)
+        return y.transpose(1, 2).flatten(2)  # (B, L, C)
 
 
 class MLP(nn.Module):
@@ -193,8 +191,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.fc = Linear(config.n_embd, config.inner * (2 if self.gated else 1), bias=config.bias)
-        self.proj = Linear(config.inner, config.n_embd, bias=config.bias)
+        self.fc = nn.Linear(config.n_embd, config.inner * (2 if self.gated else 1), bias=config.bias)
+        self.proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) → (..., C)."""
@@ -208,10 +206,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = _norm(config)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = _norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -231,10 +229,13 @@ def _norm(config: GPTConfig) -> nn.Module:
 class GPT(nn.Module):
     """Token ids to logits; the output head is the token embedding (tied).
 
-    Its weights start uninitialised: call `init_weights`, or load some.
+    It starts with GPT-2's random weights, unless it is made on the meta device.
+
+    Attributes:
+        activation_checkpointing: Compute each block again in the backward pass instead of keeping its activations.
 
     Example:
-        >>> model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32)).init_weights(seed=0)
+        >>> model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32))
         >>> model(torch.zeros(3, 5, dtype=torch.long)).shape
         torch.Size([3, 5, 257])
     """
@@ -243,15 +244,21 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.wpe = Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = _norm(config)
+        if not self.wte.weight.is_meta:
+            self.init_weights()
 
-    def init_weights(self, seed: int) -> GPT:
-        """Fill the weights as GPT-2 did: N(0, 0.02), residual projections by 1 / sqrt(2 n_layer) smaller."""
-        generator = torch.Generator().manual_seed(seed)
+    def init_weights(self, seed: int | None = None) -> GPT:
+        """Fill the weights as GPT-2 did: N(0, 0.02²), residual projections smaller by 1 / sqrt(2 n_layer).
+
+        Args:
+            seed: Of the draws; None: torch's global random state.
+        """
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("proj.weight")
@@ -268,50 +275,30 @@ class GPT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations: a frozen base may store its matrices in a smaller one."""
+        """The activations' dtype; frozen matrices may be stored in a smaller one."""
         return self.ln_f.weight.dtype  # type: ignore[return-value]
 
-    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
-        """Logits (..., V) of int64 ids (B, L), or (T,) with a ``packing``; arguments as for `hidden_states`."""
-        return self.logits(self.hidden_states(input_ids, **context))
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits (B, L, V) of right-padded token ids, int64 (B, L)."""
+        return self.logits(self.hidden_states(input_ids))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) → (..., V)."""
-        head = self.head_weight.to(hidden.dtype)
-        return F.linear(hidden, head) if torch.is_grad_enabled() else linear(hidden, head)
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
-    def hidden_states(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor | None = None,
-        packing: Packing | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Final hidden states, after the last norm.
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None = None, **attention: Any) -> Tensor:
+        """Hidden states after the last norm.
 
         Args:
-            input_ids: int64, (B, L) right-padded rows, or (T,) packed. Padding needs no mask: it follows the tokens.
-            position_ids: int64, shaped like ``input_ids``; None: 0, 1, 2, … along the last dimension.
-            packing: the rows of a packed sequence.
-            cache: an empty cache to fill with the keys and values of the rows (prefill). The caller sets
-                ``cache.lengths``, which padded rows do not show.
+            input_ids: int64 (B, L), right-padded. Padding needs no mask: it stands behind all tokens that count.
+            position_ids: int64, shaped like ``input_ids``; None: 0, 1, 2, … in each row.
+            **attention: Passed to each attention layer, such as an empty ``cache`` to fill.
 
         Returns:
-            (..., C) in the dtype of the weights.
+            (B, L, C) in `dtype`.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
-        return self._blocks(input_ids, position_ids, packing=packing, cache=cache)
-
-    def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Hidden states (B, C) of one more token a row, int64 (B,); the cache grows by it."""
-        columns = torch.arange(int(cache.lengths.max()) + 1, device=input_ids.device)
-        mask = (columns <= cache.lengths[:, None])[:, None, None]  # (B, 1, 1, longest)
-        hidden = self._blocks(input_ids[:, None], cache.lengths[:, None], cache=cache, mask=mask)
-        cache.lengths += 1
-        return hidden[:, 0]
-
-    def _blocks(self, input_ids: Tensor, position_ids: Tensor, **context: Any) -> Tensor:
         x = self.wte(input_ids).to(self.dtype)
         rope = None
         if self.wpe is not None:
@@ -319,22 +306,38 @@ class GPT(nn.Module):
         else:
             rope = self._rope(position_ids, x.dtype)
         x = self.dropout(x)
-        for layer, block in enumerate(self.h):
+        for block in self.h:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False, rope=rope, layer=layer, **context)
+                x = checkpoint(block, x, use_reentrant=False, rope=rope, **attention)
             else:
-                x = block(x, rope=rope, layer=layer, **context)
+                x = block(x, rope=rope, **attention)
         return self.ln_f(x)
 
+    def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
+        """Fill an empty cache with prompts, int64 (L_i,) each; hidden states (B, C) of their last tokens."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=cache.lengths.device)
+        hidden = self.hidden_states(pad_sequence(list(prompts), batch_first=True), cache=cache)  # (B, L, C)
+        cache.lengths += lengths
+        return hidden[torch.arange(len(prompts)), lengths - 1]
+
+    def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states (B, C) of one more token per row, int64 (B,), which the cache takes in."""
+        columns = torch.arange(int(cache.lengths.max()) + 1, device=input_ids.device)
+        mask = (columns <= cache.lengths[:, None])[:, None, None]  # (B, 1, 1, longest)
+        hidden = self.hidden_states(input_ids[:, None], cache.lengths[:, None], cache=cache, mask=mask)
+        cache.lengths += 1
+        return hidden[:, 0]
+
     def _rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., 1, D / 2) of each position's angles."""
         dims = torch.arange(0, self.config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
         inverse_frequency = self.config.rope_base ** (-dims / self.config.head_dim)
-        angles = (position_ids[..., None].float() * inverse_frequency)[..., None, :]  # (..., 1, D / 2)
+        angles = (position_ids[..., None].float() * inverse_frequency)[..., None, :]
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:
-    """Hold the weights of linear layers and embeddings in ``dtype``; biases and norms stay as they are."""
+    """Convert the weights of linear layers and embeddings to ``dtype``; biases and norms stay as they are."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             module.weight.data = module.weight.data.to(dtype)

@@ -13,19 +13,27 @@ from instruct_lm.model.gpt import GPT, store_matrices
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
 
+class FrozenLinear(nn.Linear):
+    """`nn.Linear` that is not trained; a weight in a small dtype is widened to the input's for each product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features)."""
+        return F.linear(x, self.weight.to(x.dtype), self.bias)
+
+
 class LoRALinear(nn.Module):
     """A frozen linear layer plus ``alpha / rank · B A``; B starts at 0, so training starts at the pretrained model.
 
     Args:
-        linear: the layer to adapt; its parameters are frozen.
-        rank: inner width of the product.
-        alpha: scale.
-        dropout: probability, on the input of the adapter.
+        linear: The layer to adapt.
+        rank: Inner width of the product.
+        alpha: Scale.
+        dropout: Probability, on the input of the adapter.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__()
-        self.linear = linear.requires_grad_(False)
+        self.linear = linear
         device = linear.weight.device
         self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
@@ -35,18 +43,16 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        flat = x.flatten(0, -2)
-        low = F.linear(F.dropout(flat, self.dropout, self.training), self.lora_a)  # (tokens, rank)
-        scaled = (self.lora_b * self.scale).to(low.dtype)
-        out = self.linear(flat).addmm_(low, scaled.T)  # in place: two temporaries less among the activations
-        return out.unflatten(0, x.shape[:-1])
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
+        return self.linear(x) + self.scale * F.linear(low, self.lora_b)
 
     @torch.no_grad()
-    def merge(self) -> nn.Linear:
-        """The layer with the adapter added to its weights, in the adapter's dtype."""
+    def merged(self) -> nn.Linear:
+        """A plain layer with the adapter added to its weight, in the adapter's dtype."""
         weight = self.linear.weight.to(self.lora_a.dtype) + self.scale * self.lora_b @ self.lora_a
-        self.linear.weight = nn.Parameter(weight, requires_grad=False)
-        return self.linear
+        layer = nn.Linear(*weight.shape[::-1], bias=self.linear.bias is not None, device="meta")
+        layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), self.linear.bias
+        return layer
 
 
 def add_lora(
@@ -55,28 +61,34 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
     targets: Sequence[str] = TARGETS,
-    base_dtype: torch.dtype | None = None,
+    base_dtype: torch.dtype = torch.float32,
 ) -> GPT:
-    """Freeze the model and give its linear layers adapters, in place.
+    """Freeze a model and give its linear layers adapters, in place.
 
     Args:
-        targets: which layers of each block, by name; see `TARGETS`.
-        base_dtype: store the frozen matrices in this dtype; they are widened for each product. None: as they are.
+        model: A model without adapters.
+        rank, alpha, dropout: As for `LoRALinear`.
+        targets: Which layers of each block, by the names in `TARGETS`.
+        base_dtype: Stores the frozen matrices in this dtype.
 
     Raises:
-        ValueError: a target that is none.
+        ValueError: A target that is not in `TARGETS`.
     """
     if unknown := [target for target in targets if target not in TARGETS]:
         raise ValueError(f"lora.targets={unknown} are no layers of a block: choose among {', '.join(TARGETS)}")
     model.requires_grad_(False)
-    if base_dtype is not None:
-        store_matrices(model, base_dtype)
+    store_matrices(model, base_dtype)
     for block in model.h:
-        for target in targets:
-            parent, name = target.split(".")
-            module = getattr(block, parent)
-            setattr(module, name, LoRALinear(getattr(module, name), rank, alpha, dropout))
+        for name in TARGETS:
+            frozen = _frozen(block.get_submodule(name))
+            block.set_submodule(name, LoRALinear(frozen, rank, alpha, dropout) if name in targets else frozen)
     return model
+
+
+def _frozen(linear: nn.Linear) -> FrozenLinear:
+    layer = FrozenLinear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    layer.weight, layer.bias = linear.weight, linear.bias
+    return layer
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -85,9 +97,9 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merge_lora(model: GPT) -> GPT:
-    """Fold the adapters into the weights, in place: afterwards it is a plain model again."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoRALinear):
-                setattr(module, name, child.merge())
+    """Add the adapters to the weights, in place: the result is a plain model of `nn.Linear` layers."""
+    for block in model.h:
+        for name in TARGETS:
+            if isinstance(layer := block.get_submodule(name), LoRALinear):
+                block.set_submodule(name, layer.merged())
     return model

@@ -88,12 +88,12 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
 
     Args:
         config: sizes; they must be the checkpoint's.
-        path: a ``.safetensors`` or ``.gguf`` file, or a folder in the hub's layout (``model.safetensors``, or shards
+        path: A ``.safetensors`` or ``.gguf`` file, or a folder in the hub's layout (``model.safetensors``, or shards
             with ``model.safetensors.index.json``).
-        matrix_dtype: of the matrices; biases and norms are float32. Quantised tensors are dequantised.
+        matrix_dtype: Of the matrices; biases and norms are float32. Quantised tensors are dequantised.
 
     Raises:
-        InputError: not such a file, or a missing, extra or misshaped tensor; the message lists them.
+        InputError: Not such a file, or a missing, extra or misshaped tensor; the message lists them.
     """
     with torch.device("meta"):
         model = GPT(config)

@@ -1,15 +1,15 @@
-"""What a training run will hold in memory, before it begins: an estimate, compared with measurements in the README."""
+"""Memory: how much a process holds, and an estimate of what a training run will need before it begins."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+import psutil
+import torch
 
 from instruct_lm.model.gpt import GPTConfig
-from instruct_lm.training.loss import CHUNK_SIZE, HEAD_PART
 
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
 FLOAT = 4
@@ -20,14 +20,15 @@ class TrainingMemory:
     """The settings that decide how much memory training takes.
 
     Args:
-        model: sizes.
-        packed_tokens: most tokens of a batch that go through the linear layers.
-        padded_tokens: the same batch as a padded grid, which attention sees.
+        model: Sizes.
+        packed_tokens: Most tokens of a batch that go through the linear layers.
+        padded_tokens: The same batch as a padded grid, which attention sees.
         lora_rank: 0 for full fine-tuning.
-        base_bytes: of a frozen weight; 4 or 2.
+        base_bytes: Of a frozen weight; 4 or 2.
         optimizer: ``adamw`` or ``adafactor``.
-        in_backward: gradients are freed as they are used.
-        activation_checkpointing: one block's activations at a time.
+        in_backward: Gradients are freed as they are used.
+        activation_checkpointing: One block's activations at a time.
+        head_targets: Labels whose logits are held at once; None: one for each packed token.
     """
 
     model: GPTConfig
@@ -38,6 +39,7 @@ class TrainingMemory:
     optimizer: str = "adamw"
     in_backward: bool = False
     activation_checkpointing: bool = False
+    head_targets: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -68,7 +70,9 @@ class TrainingMemory:
         weights = self.parameters * (self.base_bytes if self.lora_rank else FLOAT)
         gradients = FLOAT * (embedding + c.n_embd * c.inner * 2 if self.in_backward else self.trained)
         states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
-        head = 2 * CHUNK_SIZE * c.vocab_size * FLOAT + (HEAD_PART * c.n_embd * FLOAT if self.base_bytes < FLOAT else 0)
+        # Logits and their gradient, and a frozen head in a small dtype widened in part (all of it at most).
+        head = 2 * FLOAT * c.vocab_size * (self.head_targets or self.packed_tokens)
+        head += FLOAT * c.n_embd * min(c.vocab_size, 8192) if self.base_bytes < FLOAT else 0
         return PROCESS + weights + gradients + states + self._activations + head
 
     @property
@@ -87,28 +91,17 @@ class TrainingMemory:
         return c.n_layer * block
 
 
-def of_config(config: Mapping[str, Any], model: GPTConfig, lengths: np.ndarray, shared_prefix: int) -> TrainingMemory:
-    """The settings of a training configuration, for a batch of the longest rows.
+def largest_batch(lengths: np.ndarray, batch_size: int, shared_prefix: int = 0) -> tuple[int, int]:
+    """Tokens of a batch of the longest rows: packed, with the shared prefix once, and as a padded grid.
 
     Args:
-        config: the composed configuration as plain containers.
-        model: the sizes.
         lengths: int (n,); tokens of each training row.
-        shared_prefix: tokens that all rows begin with.
+        batch_size: Rows of a batch.
+        shared_prefix: Tokens that all rows begin with; 0 for padded batches.
     """
-    rows = np.sort(lengths)[-config["data"]["batch_size"] :]
+    rows = np.sort(lengths)[-batch_size:]
     padded = int(len(rows) * rows.max())
-    packed = int((rows - shared_prefix).sum() + shared_prefix) if config["data"]["layout"] == "packed" else padded
-    return TrainingMemory(
-        model,
-        packed,
-        padded,
-        lora_rank=config["lora"]["rank"],
-        base_bytes=2 if config["lora"]["base_dtype"] == "bfloat16" else FLOAT,
-        optimizer=config["optimizer"]["name"],
-        in_backward=config["optimizer"]["in_backward"],
-        activation_checkpointing=config["trainer"]["activation_checkpointing"],
-    )
+    return int((rows - shared_prefix).sum() + shared_prefix) if shared_prefix else padded, padded
 
 
 def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
@@ -135,3 +128,29 @@ def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
 
 def _gb(n: float) -> str:
     return f"{n / 1e9:.1f} GB"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: by the process (resident set) on a CPU, by torch on an accelerator."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory(accelerator: str) -> int:
+    """Bytes that a run could still take: of the first GPU, or of the machine."""
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes held now, measured like `peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss

@@ -1,9 +1,10 @@
-"""The LightningModule: one token-weighted loss for every mask, layout and accumulation."""
+"""The LightningModule: one token-weighted loss for every mask, batch size and accumulation."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,68 +12,142 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from instruct_lm.config import model_config
 from instruct_lm.data.batching import Batch
-from instruct_lm.fast.gradients import forget_gradients, keep_gradients
-from instruct_lm.model.gpt import GPT
-from instruct_lm.training.loss import linear_cross_entropy
-from instruct_lm.training.optimizers import OptimizerSettings, allocate_states
+from instruct_lm.data.prompts import Example, get_style
+from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
+from instruct_lm.io.sources import Fetcher
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.pretrained import load_pretrained
+from instruct_lm.respond import Responder, Response
+from instruct_lm.training.loss import batch_loss
+from instruct_lm.training.optimizers import OptimizerSettings
 
 
 class InstructionTuner(pl.LightningModule):
-    """Minimises Σ w · nll / Σ w, the sums over a whole optimizer step: micro-batches and ranks included.
+    """Minimises Σ w · nll / Σ w, the sums over a whole optimizer step: micro-batches and processes included.
 
     Logs ``train/loss``, ``train/grad_norm`` and ``train/lr`` each step; ``val/loss`` (the run's own weights) and
-    ``val/response_loss`` (response and end token only, comparable between masks), in nats a token over the whole split.
+    ``val/response_loss`` (response and end token only, comparable between masks), in nats per token over the whole
+    split, and both as perplexities; the same as ``test/…`` with `Trainer.test`. `Trainer.predict` gives answers.
 
     Args:
-        model: maps token ids to logits.
-        optimizer: its settings.
-        total_steps: optimizer steps that the schedule is for.
-        config: plain containers, kept in the checkpoints.
+        model: Maps token ids to logits.
+        responder: The same model with its tokenizer and prompt style; needed for answers alone.
+        optimizer: Its settings.
+        config: Plain containers, kept in the checkpoints.
+
+    Attributes:
+        loss: `instruct_lm.training.loss.batch_loss`; `instruct_lm.fast` puts a faster function of the same values here.
     """
 
     def __init__(
         self,
         model: GPT,
+        responder: Responder | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  (frozen)
-        total_steps: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
+        self.responder = responder
         self.settings = optimizer
-        self.total_steps = total_steps
         self.config = config or {}
+        self.loss: Callable[[GPT, Batch], tuple[Tensor, Tensor]] = batch_loss
+        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
+        self._sums = torch.zeros(4, dtype=torch.float64)  # of the evaluation under way, as in `_add`
+        self._train_sums = torch.zeros(4, dtype=torch.float64)  # of the optimizer step under way
         self._rng_states: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._keeps_gradients = False
-        self._train_sums = torch.zeros(2, dtype=torch.float64)  # Σ w·nll, Σ w of the step under way
-        self._val_sums = torch.zeros(4, dtype=torch.float64)  # the same, then for the response alone
 
-    def losses(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """``scale`` · Σ w · nll of a batch, a scalar with gradients, and the nll (M,) of its targets, without."""
-        hidden = self.model.hidden_states(batch.input_ids, batch.position_ids, packing=batch.packing)
-        hidden = hidden.flatten(0, -2).index_select(0, batch.target_positions)  # (M, C)
-        return linear_cross_entropy(hidden, self.model.head_weight, batch.target_ids, batch.target_weights * scale)
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        style: str = "alpaca",
+        max_new_tokens: int = 256,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  (frozen)
+        cache_dir: Path | None = None,
+    ) -> InstructionTuner:
+        """A pretrained model, downloaded at its first use, with its tokenizer.
+
+        Args:
+            name: A file in `conf/model/`, such as ``smollm2-135m``.
+            style: The prompt style: ``alpaca``, ``phi3`` or ``chatml``.
+            max_new_tokens: Longest answer, in tokens.
+            optimizer: Its settings.
+            cache_dir: Where downloads are kept; None: a folder in the user's cache home.
+
+        Raises:
+            InputError: There is no such model or style.
+            DownloadError: The files cannot be fetched.
+        """
+        settings, fetcher = model_config(name), Fetcher(cache_dir)
+        sizes = GPTConfig(**{field: getattr(settings, field) for field in GPTConfig.__dataclass_fields__})
+        tokenizer = load_tokenizer(
+            fetcher.fetch(settings.tokenizer, sha256=settings.tokenizer_sha256)
+            if settings.tokenizer != "bytes"
+            else "bytes"
+        )
+        model = (
+            load_pretrained(sizes, fetcher.fetch(settings.weights, sha256=settings.weights_sha256))
+            if settings.weights
+            else GPT(sizes)
+        )
+        return cls(model, Responder(model, tokenizer, get_style(style), max_new_tokens), optimizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            ValueError: The tuner has no responder.
+        """
+        return self._responder().tokenizer
+
+    def answer(self, instruction: str, input: str = "") -> str:
+        """Answer one instruction with the weights as they are now."""
+        return self._responder().answer([Example(instruction, input, "")])[0].text
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of this micro-batch in the step's loss.
 
         Raises:
-            ValueError: the step has no weight to divide by.
+            ValueError: The step has no weight to divide by.
         """
-        weight = float(batch.target_weights.sum())
-        step_weight = weight if batch.step_weight is None else batch.step_weight
+        weighted, response = self.loss(self.model, batch)
+        self._add(self._train_sums, batch, weighted, response)
+        step_weight = batch.step_weight if batch.step_weight is not None else float(batch.weights.sum())
         if not step_weight > 0:
             raise ValueError(f"no token of this step counts in the loss: entries {list(batch.entries)}")
-        share, _ = self.losses(batch, 1 / step_weight)
-        self._train_sums += torch.tensor([float(share.detach()) * step_weight, weight], dtype=torch.float64)
-        # Lightning divides by the accumulated batches, and DDP by the ranks: the step's own weight has done that.
-        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        # Lightning divides by the accumulated batches, and DDP by the processes: the step's weight has done that.
+        return weighted / step_weight * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the sums over the split."""
+        self._add(self._sums, batch, *self.loss(self.model, batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the sums over the split."""
+        self._add(self._sums, batch, *self.loss(self.model, batch))
+
+    def predict_step(self, batch: list[Example], batch_idx: int) -> list[Response]:
+        """Answer the entries of a batch."""
+        return self._responder().answer(batch)
+
+    def _add(self, sums: Tensor, batch: Batch, weighted: Tensor, response: Tensor) -> None:
+        """Add Σ w · nll and Σ w, then the same two of the responses alone."""
+        values = (weighted.detach(), batch.weights.sum(), response, batch.response_weights.sum())
+        sums += torch.stack(values).cpu().double()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Free the last step's gradients before the forward pass; Lightning would hold them until after it."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log what the step under way has seen."""
-        weighted, weight = self._reduce(self._train_sums).tolist()
+        """Log the loss of the step under way."""
+        weighted, weight, _, _ = self._reduced(self._train_sums)
         self._train_sums.zero_()
         self.log("train/loss", weighted / weight, prog_bar=True)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
@@ -81,56 +156,49 @@ class InstructionTuner(pl.LightningModule):
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the sums anew."""
-        self._val_sums.zero_()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the sums."""
-        _, nll = self.losses(batch)
-        for i, weights in enumerate((batch.target_weights, batch.response_weights)):
-            self._val_sums[2 * i] += float((weights * nll).sum(dtype=torch.float64))
-            self._val_sums[2 * i + 1] += float(weights.sum(dtype=torch.float64))
-
     def on_validation_epoch_end(self) -> None:
-        """Log the losses as ratios of sums over the split."""
-        weighted, weight, response, count = self._reduce(self._val_sums).tolist()
-        self.log("val/loss", weighted / weight, prog_bar=True)
-        self.log("val/response_loss", response / count, prog_bar=True)
-        self.log("val/perplexity", _perplexity(weighted / weight))
-        self.log("val/response_perplexity", _perplexity(response / count))
+        """Log the losses of the validation split."""
+        self._log_losses("val")
 
-    def _reduce(self, sums: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return sums
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return self.trainer.strategy.reduce(sums.to(self.device, dtype), reduce_op="sum").cpu()
+    def on_test_epoch_end(self) -> None:
+        """Log the losses of the test split."""
+        self._log_losses("test")
+
+    def _log_losses(self, split: str) -> None:
+        weighted, weight, response, count = self._reduced(self._sums)
+        self._sums.zero_()
+        for name, loss in (("", weighted / weight), ("response_", response / count)):
+            self.log(f"{split}/{name}loss", loss, prog_bar=split == "val")
+            self.log(f"{split}/{name}perplexity", math.exp(loss) if loss < 700 else math.inf)  # e^710 is no float
+
+    def _reduced(self, sums: Tensor) -> list[float]:
+        """The sums over all processes."""
+        if self.trainer.world_size > 1:
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            sums = self.trainer.strategy.reduce(sums.to(self.device, dtype), reduce_op="sum")
+        return sums.tolist()
+
+    def _responder(self) -> Responder:
+        if self.responder is None:
+            raise ValueError("this tuner cannot answer: give InstructionTuner a responder, or use from_pretrained")
+        return self.responder
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and its schedule by optimizer step."""
-        # Lightning cannot clip what a fused optimizer unscales itself.
+        # Lightning cannot clip gradients that a fused optimizer unscales itself.
         mixed = str(self.trainer.precision).endswith("mixed")
         optimizer = self.settings.build(self, fused=not (mixed and self.trainer.gradient_clip_val))
-        factor = partial(self.settings.factor, total_steps=self.total_steps)
+
+        def factor(step: int) -> float:
+            # The total makes no difference to step 0. To ask for it that early would make Lightning load the data
+            # before a resume has restored the place in them.
+            return self.settings.factor(step, self.trainer.estimated_stepping_batches if step else math.inf)
+
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Begin a step before its first forward pass, which writes the head's gradient already."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            if self._keeps_gradients:
-                forget_gradients(self.parameters())
-            else:
-                self.zero_grad()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: see `on_train_batch_start`."""
-
-    def on_validation_model_zero_grad(self) -> None:
-        """Nothing: the gradients' memory is kept through validation."""
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained (with a frozen base the adapters alone), the configuration and dropout's state."""
+        """Keep the trained parameters (with a frozen base the adapters alone), the configuration and random states."""
         checkpoint["config"] = self.config
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
@@ -139,27 +207,13 @@ class InstructionTuner(pl.LightningModule):
             checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the random numbers' state for the first step."""
+        """Note the random states for the first step."""
         self._rng_states = checkpoint.get("rng_state"), checkpoint.get("cuda_rng_state")
 
     def on_train_start(self) -> None:
-        """Go on with the random numbers of the checkpoint, and keep gradients in place where memory traffic is slow."""
-        self._keeps_gradients = (
-            self.device.type == "cpu" and self.trainer.world_size == 1 and self.trainer.precision == "32-true"
-        )
-        if self._keeps_gradients:
-            keep_gradients(self.model.wte if self.settings.in_backward else self.model)
-            allocate_states(self.optimizers(use_pl_optimizer=False))  # type: ignore[arg-type]
+        """Continue with the random states of the checkpoint."""
         cpu_state, cuda_state = self._rng_states
         if cpu_state is not None:
             torch.set_rng_state(cpu_state)
         if cuda_state is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda_state, self.device)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch, which is a frozen dataclass."""
-        return batch.to(device)
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf  # exp(710) is beyond a float

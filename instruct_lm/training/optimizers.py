@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instruct_lm.fast.gradients import is_kept
-
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -19,12 +17,12 @@ class OptimizerSettings:
     Args:
         name: ``adamw``, or ``adafactor``: second moments as a row and a column (https://arxiv.org/abs/1804.04235), no
             first moments.
-        lr: peak learning rate.
-        weight_decay: on matrices only; biases and norms do not decay.
+        lr: Peak learning rate.
+        weight_decay: On matrices only; biases and norms do not decay.
         beta1, beta2, eps: Adam's.
-        warmup_steps: optimizer steps over which the rate rises linearly from 0.
+        warmup_steps: Optimizer steps over which the rate rises linearly from 0.
         schedule: ``constant`` after the warmup, or ``cosine`` down to 0 at the last step.
-        in_backward: update each matrix as soon as its gradient is made, and free the gradient: AdamW only.
+        in_backward: Update each matrix as soon as its gradient is made, and free the gradient: AdamW only.
     """
 
     name: str = "adamw"
@@ -37,7 +35,7 @@ class OptimizerSettings:
     schedule: str = "constant"
     in_backward: bool = False
 
-    def factor(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: float) -> float:
         """Share of the peak rate at optimizer step ``step``, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -65,19 +63,6 @@ class OptimizerSettings:
         return AdamWInBackward(groups, **settings) if self.in_backward else torch.optim.AdamW(groups, **settings)
 
 
-def allocate_states(optimizer: torch.optim.Optimizer) -> None:
-    """Make what AdamW would make in its first step: made among the activations it leaves holes, 0.2 GB for 355M."""
-    if not isinstance(optimizer, torch.optim.AdamW) or optimizer.state:  # those of a resumed run are there
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device if group["fused"] else "cpu"),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
 class AdamWInBackward(torch.optim.AdamW):
     """AdamW that updates a parameter when autograd has made its gradient, and frees the gradient at once.
 
@@ -92,8 +77,6 @@ class AdamWInBackward(torch.optim.AdamW):
                 parameter.register_post_accumulate_grad_hook(self._update)
 
     def _update(self, parameter: Tensor) -> None:
-        if is_kept(parameter):
-            return
         groups = self.param_groups
         group = next(group for group in groups if any(p is parameter for p in group["params"]))
         self.param_groups = [{**group, "params": [parameter]}]

@@ -4,13 +4,14 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from instruct_lm.data.datamodule import InstructionDataModule, StepSampler
-from instruct_lm.data.prompts import ALPACA
+from instruct_lm.data.datamodule import InstructionDataModule
+from instruct_lm.data.sampling import StepSampler
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 
@@ -76,20 +77,21 @@ def entries(n: int) -> list[dict[str, str]]:
     return [{"instruction": f"Say {i}.", "input": "", "output": f"{i}, of course."} for i in range(n)]
 
 
-def data_module(path: Path, **settings: object) -> InstructionDataModule:
-    return InstructionDataModule(path, load_tokenizer("bytes"), ALPACA, 512, **settings)
+def data_module(path: Path | list[dict[str, str]], **settings: object) -> InstructionDataModule:
+    return InstructionDataModule(path, load_tokenizer("bytes"), block_size=512, **settings)
 
 
 def test_the_weight_of_a_step_is_that_of_its_batches(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps(entries(40)))
     for weight, mask_header in ((1.0, False), (0.0, False), (0.1, True)):
-        data = data_module(path, prompt_loss_weight=weight, mask_header=mask_header, batch_size=3, accumulate=2)
+        data = data_module(path, prompt_loss_weight=weight, mask_header=mask_header, batch_size=3)
+        data.trainer = pl.Trainer(accelerator="cpu", accumulate_grad_batches=2, logger=False)
         data.setup()
         batches = list(data.train_dataloader())
         assert len(batches) == 12  # 34 entries: 5 steps of 2 x 3, then 4 in 2 x 2
         for i in range(0, 12, 2):
-            total = sum(float(batch.target_weights.sum()) for batch in batches[i : i + 2])
+            total = sum(float(batch.weights.sum()) for batch in batches[i : i + 2])
             assert [batch.step_weight for batch in batches[i : i + 2]] == pytest.approx([total] * 2, rel=1e-6)
 
 
@@ -115,3 +117,22 @@ def test_the_real_entries_are_split_as_in_the_book(shared_dir: Path, caplog: pyt
     data.setup()
     assert [len(part) for part in data.splits] == [935, 110, 55]
     assert "1100 entries: train 935, test 110, validation 55" in caplog.text
+
+
+def test_entries_may_be_a_list() -> None:
+    data = data_module(entries(40))
+    data.prepare_data()
+    data.setup("fit")
+    assert [example.instruction for example in data.splits.test] == [f"Say {i}." for i in range(34, 38)]
+    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed.\n  entry 2: 'output'"):
+        data_module([{"instruction": "a", "output": "b"}, {"instruction": "c"}]).setup()
+
+
+def test_each_stage_has_its_loader() -> None:
+    data = data_module(entries(100), batch_size=3)
+    data.setup("test")
+    assert "train" not in vars(data)  # not encoded before it is needed
+    assert sorted(entry for batch in data.test_dataloader() for entry in batch.entries) == list(range(10))
+    data.setup("predict")
+    assert [len(batch) for batch in data.predict_dataloader()] == [3, 3, 3, 1]
+    assert next(iter(data.predict_dataloader()))[0] == data.splits.test[0]

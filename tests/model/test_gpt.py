@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from instruct_lm.fast.packing import common_prefix_length, pack
 from instruct_lm.model.gpt import GPT, GPTConfig, KVCache
-from tests.model.conftest import CONFIGS, random_model
+from tests.model.conftest import CONFIGS
 
 
 def test_a_token_sees_nothing_that_follows(model: GPT) -> None:
@@ -32,41 +29,6 @@ def test_cached_equals_uncached(model: GPT) -> None:
             at = lengths + step
             hidden = model.decode(ids[torch.arange(3), at], cache)
             torch.testing.assert_close(hidden, expected[torch.arange(3), at], rtol=1e-4, atol=1e-5)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 10), st.sampled_from(sorted(CONFIGS)))
-def test_packed_equals_padded(lengths: list[int], prefix: int, name: str) -> None:
-    model = random_model(CONFIGS[name])
-    generator = torch.Generator().manual_seed(sum(lengths) + prefix)
-    shared = torch.randint(0, 101, (prefix,), generator=generator)
-    rows = [torch.cat((shared, torch.randint(0, 101, (n,), generator=generator))) for n in lengths]
-    packing = pack(torch.tensor([len(row) for row in rows]), common_prefix_length(rows))
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    positions = torch.arange(padded.shape[1]).expand(padded.shape)
-    with torch.no_grad():
-        expected = model(padded)
-        logits = model(
-            padded.flatten()[packing.columns], position_ids=positions.flatten()[packing.columns], packing=packing
-        )
-    for row, ids in enumerate(rows):
-        torch.testing.assert_close(
-            logits[packing.rows[row, : len(ids)]], expected[row, : len(ids)], rtol=1e-4, atol=1e-4
-        )
-
-
-def test_packing_holds_the_prefix_once() -> None:
-    packing = pack(torch.tensor([4, 3, 5]), prefix_length=2)
-    assert packing.columns.tolist() == [0, 1, 2, 3, 7, 12, 13, 14]
-    assert packing.rows.tolist() == [[0, 1, 2, 3, 0], [0, 1, 4, 0, 0], [0, 1, 5, 6, 7]]
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2]], 1), ([[1, 2], [1, 2, 3]], 1), ([[1, 2, 3]], 0), ([[1], [1]], 0)],
-)
-def test_each_row_keeps_a_token_of_its_own(rows: list[list[int]], expected: int) -> None:
-    assert common_prefix_length([torch.tensor(row) for row in rows]) == expected
 
 
 def test_activation_checkpointing_changes_no_gradient(model: GPT) -> None:
@@ -103,3 +65,24 @@ def test_gpt2_has_its_published_number_of_parameters(sizes: tuple[int, int, int]
     with torch.device("meta"):
         model = GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd))
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_a_new_model_has_gpt2s_start() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=501, block_size=64, n_layer=2, n_head=2, n_embd=64))
+    stds = {name: parameter.std().item() for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    for name, std in stds.items():
+        assert std == pytest.approx(0.01 if name.endswith("proj.weight") else 0.02, rel=0.05), (
+            name
+        )  # 0.02 / sqrt(2 * 2)
+    assert model.h[0].ln_1.weight.eq(1).all()
+    assert model.h[0].attn.qkv.bias.eq(0).all()
+    assert torch.equal(GPT(model.config).init_weights(7).wte.weight, GPT(model.config).init_weights(7).wte.weight)
+    with torch.device("meta"):
+        assert GPT(model.config).wte.weight.is_meta
+
+
+def test_every_layer_is_torchs_own() -> None:
+    kinds = {type(module) for config in CONFIGS.values() for module in GPT(config).modules()}
+    own = {kind.__name__ for kind in kinds if kind.__module__.startswith("instruct_lm")}
+    assert own == {"GPT", "Block", "CausalSelfAttention", "MLP"}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from instruct_lm.fast import gradients
+from instruct_lm.fast import accelerate
+from instruct_lm.fast import linear as fast_linear
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.lora import TARGETS, LoRALinear, adapter_state, add_lora, merge_lora
 
@@ -97,16 +98,19 @@ def test_a_base_in_a_small_dtype_stays_small_until_it_is_merged(model: GPT) -> N
     torch.testing.assert_close(merge_lora(model)(IDS), unmerged, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("fast", [False, True])
 def test_gradients_through_a_small_base_are_those_of_its_rounded_weights(
-    model: GPT, monkeypatch: pytest.MonkeyPatch
+    model: GPT, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    monkeypatch.setattr(gradients._wide, "buffer", torch.empty(0))
+    monkeypatch.setattr(fast_linear._wide, "buffer", torch.empty(0))
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
         if parameter.dim() == 2:
             parameter.data = parameter.data.bfloat16().float()
     trained(add_lora(model, rank=3, alpha=6, base_dtype=torch.bfloat16))
     trained(add_lora(rounded, rank=3, alpha=6))
+    if fast:
+        accelerate(model)
     with torch.inference_mode():  # as the answers before the first step
         model(IDS)
     losses = []

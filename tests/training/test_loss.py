@@ -1,74 +1,54 @@
-"""The chunked loss against torch's own cross entropy."""
+"""The plain loss against hand computations."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from instruct_lm.training import loss as loss_module
-from instruct_lm.training.loss import linear_cross_entropy
-
-
-def inputs(m: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(m, 16, generator=generator, requires_grad=True)
-    head = torch.randn(37, 16, generator=generator, requires_grad=True)
-    return hidden, head, torch.randint(0, 37, (m,), generator=generator), torch.rand(m, generator=generator)
+from instruct_lm.data.batching import collate
+from instruct_lm.fast.loss import chunked_loss, packed_loss
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.training.loss import batch_loss
 
 
-@pytest.mark.parametrize("m", [1, 4, 5, 23])
-def test_value_and_gradients_equal_the_full_logits(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_SIZE", 5)
-    hidden, head, targets, weights = inputs(m)
-    expected = F.cross_entropy(hidden @ head.T, targets, reduction="none")
-    grads = torch.autograd.grad((expected * weights).sum() * 0.7, (hidden, head))
-    total, nll = linear_cross_entropy(hidden, head, targets, weights)
-    torch.testing.assert_close(nll, expected.detach())
-    torch.testing.assert_close(total, (expected * weights).sum())
-    for ours, theirs in zip(torch.autograd.grad(total * 0.7, (hidden, head)), grads, strict=True):
-        torch.testing.assert_close(ours, theirs)
+class Table(GPT):
+    """A model whose logits for the next token depend on the token alone: a table that the test chooses."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        super().__init__(GPTConfig(vocab_size=len(logits), block_size=8, n_layer=1, n_head=1, n_embd=2))
+        self.table = torch.tensor(logits)
+
+    def hidden_states(self, input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return self.table[input_ids]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 def test_a_hand_computation() -> None:
-    hidden, head = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0], [2.0, 5.0]])
-    total, nll = linear_cross_entropy(hidden, head, torch.tensor([1]), torch.tensor([3.0]))
-    assert nll.item() == pytest.approx(0.126928, abs=1e-6)  # log(1 + e^-2)
-    assert total.item() == pytest.approx(0.380784, abs=1e-6)
+    # After 0 both tokens are equally likely; after 1, token 1 is three times as likely as token 0.
+    model = Table([[0.0, 0.0], [0.0, math.log(3)]])
+    batch = collate([np.array([0, 0, 1, 1]), np.array([0, 1])], [np.array([0, 0.5, 0.5, 1]), np.array([0, 1])], [3, 1])
+    weighted, response = batch_loss(model, batch)
+    # labels 0, 1 (prompt, weight 0.5 each), 1 (response); and 1 (response) of the second row
+    log2, nll = math.log(2), math.log(4 / 3)
+    assert weighted.item() == pytest.approx(0.5 * log2 + 0.5 * log2 + nll + log2)
+    assert response.item() == pytest.approx(nll + log2)
 
 
-def test_a_frozen_head_gets_no_gradient() -> None:
-    hidden, head, targets, weights = inputs(7)
-    head.requires_grad_(False)
-    linear_cross_entropy(hidden, head, targets, weights)[0].backward()
-    assert head.grad is None
-    assert hidden.grad is not None
+@pytest.mark.parametrize("loss", [batch_loss, chunked_loss, packed_loss])
+def test_padding_and_masked_labels_change_nothing(loss: object) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=1, n_embd=4))
+    if loss is packed_loss:
+        from instruct_lm.fast import accelerate
 
-
-@pytest.mark.parametrize("part", [1, 5, 36, 37, 100])
-def test_a_small_head_is_widened_part_by_part_to_the_same(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "HEAD_PART", part)
-    hidden, head, targets, weights = inputs(7)
-    small = head.detach().bfloat16()
-    expected, nll = linear_cross_entropy(hidden, small.float(), targets, weights)
-    (grad,) = torch.autograd.grad(expected, hidden)
-    total, small_nll = linear_cross_entropy(hidden, small, targets, weights)
-    torch.testing.assert_close(small_nll, nll)
-    torch.testing.assert_close(torch.autograd.grad(total, hidden)[0], grad)
-
-
-def test_autocast_computes_logits_in_its_dtype_and_the_loss_in_fp32() -> None:
-    hidden, head, targets, weights = inputs(9)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _ = linear_cross_entropy(hidden, head, targets, weights)
-    total.backward()
-    expected = F.cross_entropy((hidden.bfloat16() @ head.bfloat16().T).float(), targets, reduction="none")
-    assert total.dtype == torch.float32
-    assert head.grad.dtype == torch.float32
-    torch.testing.assert_close(total, (expected * weights).sum(), rtol=1e-3, atol=1e-3)
-
-
-def test_large_logits_stay_finite() -> None:
-    hidden, head, targets, weights = inputs(6)
-    total, _ = linear_cross_entropy(hidden * 1e4, head, targets, weights)
-    total.backward()
-    assert torch.isfinite(total)
-    assert torch.isfinite(hidden.grad).all()
+        accelerate(model)
+    short, long = np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6, 7, 8, 9])
+    weights = [np.array([0, 0, 1, 1.0]), np.array([0, 0, 0, 1, 1, 1, 1.0])]
+    alone = [loss(model, collate([row], [w], [3])) for row, w in zip((short, long), weights, strict=True)]
+    for pad_id in (0, 9):
+        together = loss(model, collate([short, long], weights, [3, 3], pad_id=pad_id))
+        assert together[0].item() == pytest.approx(alone[0][0].item() + alone[1][0].item(), rel=1e-5)
+        assert together[1].item() == pytest.approx(alone[0][1].item() + alone[1][1].item(), rel=1e-5)

@@ -6,7 +6,7 @@ import torch
 
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
-from instruct_lm.training.memory import TrainingMemory, describe, of_config
+from instruct_lm.training.memory import TrainingMemory, describe, largest_batch
 
 MEDIUM = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
 SMOL = GPTConfig(
@@ -30,14 +30,9 @@ def test_parameters_are_counted(config: GPTConfig, rank: int) -> None:
 
 
 def test_the_batch_of_the_longest_rows_is_counted_with_its_prefix_once() -> None:
-    config = {
-        "data": {"batch_size": 2, "layout": "packed"}, "lora": {"rank": 0, "base_dtype": "float32"},
-        "optimizer": {"name": "adamw", "in_backward": False}, "trainer": {"activation_checkpointing": False},
-    }  # fmt: skip
-    memory = of_config(config, MEDIUM, np.array([30, 50, 40]), shared_prefix=20)
-    assert (memory.packed_tokens, memory.padded_tokens) == (20 + 30 + 20, 100)
-    config["data"]["layout"] = "padded"
-    assert of_config(config, MEDIUM, np.array([30, 50, 40]), shared_prefix=20).packed_tokens == 100
+    lengths = np.array([30, 50, 40])
+    assert largest_batch(lengths, batch_size=2, shared_prefix=20) == (20 + 30 + 20, 100)
+    assert largest_batch(lengths, batch_size=2) == (100, 100)
 
 
 def test_what_does_not_fit_names_the_settings_that_would() -> None:

@@ -6,15 +6,19 @@ import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from instruct_lm.data.batching import collate
 from instruct_lm.data.datamodule import InstructionDataModule
-from instruct_lm.data.prompts import ALPACA
+from instruct_lm.data.prompts import Example
 from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.fast import accelerate
 from instruct_lm.model.gpt import GPT, GPTConfig
-from instruct_lm.training.callbacks import AtomicCheckpointIO, SaveLast
+from instruct_lm.respond import Responder
+from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveLast
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
 
@@ -36,12 +40,20 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(
-    data_file: Path, architecture: str = "gpt2", lr: float = 1e-3, **data: object
+    data_file: Path,
+    architecture: str = "gpt2",
+    lr: float = 1e-3,
+    *,
+    fast: bool = False,
+    packed: bool = True,
+    **data: object,
 ) -> tuple[InstructionTuner, InstructionDataModule]:
     config = GPTConfig(vocab_size=257, block_size=256, n_layer=2, n_head=2, n_embd=16, **ARCHITECTURES[architecture])
-    module = InstructionTuner(GPT(config).init_weights(1), OptimizerSettings(lr=lr))
+    module = InstructionTuner(GPT(config).init_weights(1), optimizer=OptimizerSettings(lr=lr))
+    if fast:
+        accelerate(module, packed=packed)
     settings = {"batch_size": 6, "seed": 5, **data}
-    return module, InstructionDataModule(data_file, load_tokenizer("bytes"), ALPACA, 256, **settings)
+    return module, InstructionDataModule(data_file, load_tokenizer("bytes"), block_size=256, **settings)
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, **settings: object) -> pl.Trainer:
@@ -68,12 +80,14 @@ class Recorder(pl.Callback):
         )
 
 
-def run(data_file: Path, folder: Path, architecture: str = "gpt2", max_steps: int = 3, **data: object) -> Recorder:
+def run(
+    data_file: Path, folder: Path, architecture: str = "gpt2", max_steps: int = 3, accumulate: int = 1, **data: object
+) -> Recorder:
     recorder = Recorder()
     module, datamodule = build(data_file, architecture, **data)
-    trainer(
-        folder, recorder, max_steps=max_steps, accumulate_grad_batches=data.get("accumulate", 1), limit_val_batches=0
-    ).fit(module, datamodule)
+    trainer(folder, recorder, max_steps=max_steps, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(
+        module, datamodule
+    )
     return recorder
 
 
@@ -89,20 +103,28 @@ def assert_same_gradients(one: Recorder, other: Recorder) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("weight", [1.0, 0.0, 0.1])
 @pytest.mark.parametrize("mask_header", [False, True])
-def test_packed_and_padded_steps_have_the_same_gradients(
-    data_file: Path, tmp_path: Path, architecture: str, weight: float, mask_header: bool
+@pytest.mark.parametrize("packed", [True, False])
+def test_fast_steps_have_the_plain_gradients(
+    data_file: Path, tmp_path: Path, architecture: str, weight: float, mask_header: bool, packed: bool
 ) -> None:
     settings = {"prompt_loss_weight": weight, "mask_header": mask_header}
-    packed = run(data_file, tmp_path, architecture, layout="packed", **settings)
-    assert_same_gradients(packed, run(data_file, tmp_path, architecture, layout="padded", **settings))
+    fast = run(data_file, tmp_path, architecture, fast=True, packed=packed, **settings)
+    assert_same_gradients(fast, run(data_file, tmp_path, architecture, **settings))
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_accumulated_micro_batches_equal_one_batch(data_file: Path, tmp_path: Path, weight: float) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_accumulated_micro_batches_equal_one_batch(data_file: Path, tmp_path: Path, weight: float, fast: bool) -> None:
     one = run(data_file, tmp_path, batch_size=12, prompt_loss_weight=weight, max_steps=5)
     for batch_size, accumulate in ((4, 3), (1, 12)):
         many = run(
-            data_file, tmp_path, batch_size=batch_size, accumulate=accumulate, prompt_loss_weight=weight, max_steps=5
+            data_file,
+            tmp_path,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            prompt_loss_weight=weight,
+            max_steps=5,
+            fast=fast,
         )  # 51 entries: the fifth step has 3 only
         assert_same_gradients(one, many)
 
@@ -148,7 +170,7 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
     data_file: Path, tmp_path: Path, stop_at: int, accumulate: int
 ) -> None:
     settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate, "val_check_interval": 0.5}
-    module, datamodule = build(data_file, accumulate=accumulate)
+    module, datamodule = build(data_file, fast=True)
     trainer(tmp_path, **settings).fit(module, datamodule)
     whole = final_weights(module)
 
@@ -160,10 +182,10 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
                 os.kill(os.getpid(), signal.SIGINT)
 
     last = tmp_path / "last.ckpt"
-    module, datamodule = build(data_file, accumulate=accumulate)
+    module, datamodule = build(data_file, fast=True)
     with pytest.raises(SystemExit):
         trainer(tmp_path, Interrupt(), SaveLast(last), **settings).fit(module, datamodule)
-    module, datamodule = build(data_file, accumulate=accumulate)
+    module, datamodule = build(data_file, fast=True)
     trainer(tmp_path, **settings).fit(module, datamodule, ckpt_path=last, weights_only=True)
     for name, tensor in whole.items():
         torch.testing.assert_close(
@@ -185,19 +207,18 @@ def test_a_finished_run_can_be_trained_further(data_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("fast", [True, False])
 def test_the_optimizer_in_the_backward_pass_is_the_same_optimizer(
-    data_file: Path, tmp_path: Path, architecture: str
+    data_file: Path, tmp_path: Path, architecture: str, fast: bool
 ) -> None:
     weights = []
     for in_backward in (False, True):
-        module, datamodule = build(data_file, architecture)
+        module, datamodule = build(data_file, architecture, fast=fast)
         module.settings = OptimizerSettings(lr=1e-3, in_backward=in_backward, warmup_steps=3)
         trainer(tmp_path, max_steps=5, limit_val_batches=0).fit(module, datamodule)
         weights.append(final_weights(module))
-        matrices = [p for name, p in module.named_parameters() if p.dim() == 2 and name != "model.wte.weight"]
-        assert all(
-            (p.grad is None) == in_backward for p in matrices if p is not getattr(module.model.wpe, "weight", None)
-        )
+        matrices = [p for name, p in module.named_parameters() if p.dim() == 2 and ".h." in name]
+        assert all((p.grad is None) == in_backward for p in matrices)
     for name, tensor in weights[0].items():
         torch.testing.assert_close(
             weights[1][name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
@@ -243,3 +264,28 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
         AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3), "no pickle": lambda: None}, path)
     assert torch.load(path)["weights"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_test_and_predict_work_with_any_trainer(data_file: Path, tmp_path: Path) -> None:
+    module, datamodule = build(data_file, prompt_loss_weight=0.5)
+    losses = trainer(tmp_path).test(module, datamodule, verbose=False)[0]
+    rows = [datamodule.test.encoded[i] for i in range(6)]  # a tenth of 60
+    nll = [F.cross_entropy(module.model(ids[None, :-1])[0], ids[1:], reduction="none")
+           for ids in (torch.from_numpy(row.input_ids).long() for row in rows)]  # fmt: skip
+    starts = [row.prompt_length + row.header_length for row in rows]
+    response = torch.cat([row[start - 1 :] for row, start in zip(nll, starts, strict=True)])
+    assert losses["test/response_loss"] == pytest.approx(response.mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="give InstructionTuner a responder"):
+        trainer(tmp_path).predict(module, datamodule)
+    responder = Responder(module.model, datamodule.tokenizer, datamodule.style, max_new_tokens=5)
+    tuner = InstructionTuner(module.model, responder)
+    answers = trainer(tmp_path).predict(tuner, datamodule)
+    assert [answer for batch in answers for answer in batch] == responder.answer(datamodule.splits.test)
+    assert tuner.answer("Say 3.", "now") == responder.answer([Example("Say 3.", "now", "")])[0].text
+
+
+def test_a_step_without_weight_names_its_entries(data_file: Path) -> None:
+    module, _ = build(data_file)
+    batch = collate([np.array([1, 2, 3])], [np.zeros(3)], [1], entries=[41])
+    with pytest.raises(ValueError, match=r"no token of this step counts in the loss: entries \[41\]"):
+        module.training_step(batch, 0)

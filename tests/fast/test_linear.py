@@ -1,10 +1,11 @@
-"""The faster product against torch's own."""
+"""The faster layers against torch's own."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from instruct_lm.fast import products
+from instruct_lm.fast import linear as module
+from instruct_lm.fast.linear import FastLinear, product
 
 
 @pytest.fixture(autouse=True)
@@ -12,7 +13,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this processor prefers, the faster library is tested."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN product")
-    monkeypatch.setattr(products, "ONEDNN", True)
+    monkeypatch.setattr(module, "ONEDNN", True)
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 7), (3, 4, 1), (2, 1, 3)])
@@ -24,14 +25,26 @@ def test_it_equals_torchs_own(shape: tuple[int, ...], bias: bool, out: int, tran
     x = torch.randn(*shape, 33, generator=generator)
     weight = torch.randn(33, out, generator=generator).T if transposed else torch.randn(out, 33, generator=generator)
     b = torch.randn(out, generator=generator) if bias else None
-    assert products._reads_slowly(weight) == (transposed and out == 17)
-    assert products.is_faster(x)
-    torch.testing.assert_close(products.linear(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
+    assert module.is_faster(x)
+    torch.testing.assert_close(product(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
 
 
 def test_other_dtypes_are_left_to_torch() -> None:
     x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
-    assert not products.is_faster(x)
-    assert torch.equal(products.linear(x, weight), F.linear(x, weight))
+    assert not module.is_faster(x)
+    assert torch.equal(product(x, weight), F.linear(x, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not products.is_faster(x.float())
+        assert not module.is_faster(x.float())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_its_gradients_equal_torchs_own(bias: bool) -> None:
+    torch.manual_seed(0)
+    plain, x = torch.nn.Linear(33, 16, bias=bias), torch.randn(2, 3, 33, requires_grad=True)
+    fast = FastLinear(33, 16, bias=bias)
+    fast.load_state_dict(plain.state_dict())
+    grads = []
+    for layer in (plain, fast):
+        grads.append(torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

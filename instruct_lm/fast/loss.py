@@ -1,0 +1,181 @@
+"""Head and loss in pieces, so that no full matrix of logits is ever held, and the tied embedding's gradient in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instruct_lm.data.batching import Batch
+from instruct_lm.fast.linear import product
+from instruct_lm.fast.packing import PackedGPT, pack
+
+CHUNK_SIZE = 128
+"""Targets whose logits are held at once: 26 MB for GPT-2's vocabulary in fp32."""
+
+HEAD_PART = 8192
+"""Rows of a head in a smaller dtype that are widened at once."""
+
+
+def packed_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sums of `instruct_lm.training.loss.batch_loss`, of the batch as one packed sequence.
+
+    Within the shared prefix all rows predict the same token from the same hidden state, so one target carries the sum
+    of their weights. The prefix's last position predicts each row's own next token: a target a row.
+
+    Example:
+        Rows a b c and a b d with all weights 1: the prefix is a b. Position 0 predicts b with weight 2; position 1
+        predicts c with weight 1 and d with weight 1.
+    """
+    packing = pack(batch.lengths, batch.shared_prefix, batch.input_ids.device)
+    weights, response_weights = batch.weights.clone(), batch.response_weights.clone()  # (B, L)
+    shared = max(batch.shared_prefix - 1, 0)
+    for summed in (weights, response_weights):
+        summed[0, :shared] = summed[:, :shared].sum(0)
+        summed[1:, :shared] = 0
+    hidden = model.packed_states(batch.input_ids, packing)  # (T, C)
+    counted = weights > 0
+    return _sums(
+        hidden.index_select(0, packing.rows[counted]),
+        *(model.head_weight, batch.labels[counted], weights[counted], response_weights[counted]),
+    )
+
+
+def chunked_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sums of `instruct_lm.training.loss.batch_loss`, of padded rows."""
+    counted = batch.weights > 0
+    hidden = model.hidden_states(batch.input_ids)[counted]
+    of_labels = batch.labels[counted], batch.weights[counted], batch.response_weights[counted]
+    return _sums(hidden, model.head_weight, *of_labels)
+
+
+def _sums(
+    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, response_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    weighted, nll = linear_cross_entropy(hidden, head, labels, weights)
+    return weighted, (response_weights * nll).sum()
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the negative log likelihoods of labels, without holding their logits.
+
+    Args:
+        hidden: float (M, C); hidden states of the positions whose prediction counts.
+        head: float (V, C); logits are ``hidden @ head.T``.
+        labels: int64 (M,).
+        weights: float32 (M,).
+
+    Returns:
+        Σ w · nll in nats, a float32 scalar with gradients to ``hidden`` and ``head``; and each nll, float32 (M,),
+        without gradients.
+    """
+    # Inside a Function gradients are always off, and needs_input_grad does not know of no_grad.
+    return _LinearCrossEntropy.apply(hidden, head, labels, weights, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Makes the gradients in the forward pass, while the logits are at hand (the idea of Liger Kernel)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, wants_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        of_hidden, of_head = (needed and wants_grad for needed in ctx.needs_input_grad[:2])
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        hidden_grad = torch.empty_like(hidden) if of_hidden else None
+        head_grad = torch.empty_like(head) if of_head else None
+        losses = hidden.new_empty(len(labels), dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            matrix = head if head.itemsize < dtype.itemsize else head.to(dtype)
+            for start in range(0, len(labels), CHUNK_SIZE):
+                piece = slice(start, start + CHUNK_SIZE)
+                inputs, targets = hidden[piece].to(dtype), labels[piece, None]
+                logits = _times_head(inputs, matrix).float()  # (chunk, V)
+                picked, largest = logits.gather(1, targets), logits.amax(1, keepdim=True)
+                exponentials = logits.sub_(largest).exp_()
+                total = exponentials.sum(1, keepdim=True)
+                losses[piece] = (total.log() + largest - picked)[:, 0]
+                if not (of_hidden or of_head):
+                    continue
+                # d(w · nll) / d(logits) = w · (softmax − one-hot)
+                weight = weights[piece, None]
+                grad = exponentials.mul_(weight / total)
+                grad = grad.scatter_add_(1, targets, -weight).to(dtype)
+                if hidden_grad is not None:
+                    hidden_grad[piece] = _times_head(grad, matrix, transposed=True)
+                if head_grad is not None:
+                    _accumulate(head_grad, grad.T, inputs, first=start == 0)
+        ctx.grads, ctx.head = (hidden_grad, head_grad), head
+        ctx.mark_non_differentiable(losses)
+        return (weights * losses).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_head = (g if g is None else g.mul_(grad) for g in ctx.grads)
+        ctx.grads = None
+        if of_head is not None and _adds_in_place(ctx.head):
+            ctx.head.grad = of_head if ctx.head.grad is None else ctx.head.grad.add_(of_head)
+            of_head = None
+        return of_hidden, of_head, None, None, None
+
+
+def _times_head(x: Tensor, head: Tensor, transposed: bool = False) -> Tensor:
+    """``x @ head.T``, or ``x @ head``; a head of a smaller dtype is widened a part at a time, never as a whole."""
+    if head.dtype == x.dtype:
+        return product(x, head.T if transposed else head)
+    starts = range(0, len(head), HEAD_PART)
+    if transposed:
+        parts = (product(x[:, i : i + HEAD_PART], head[i : i + HEAD_PART].to(x.dtype).T) for i in starts)
+        return sum(parts, start=x.new_zeros(len(x), head.shape[1]))
+    out = x.new_empty(len(x), len(head))
+    for i in starts:
+        out[:, i : i + HEAD_PART] = product(x, head[i : i + HEAD_PART].to(x.dtype))
+    return out
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """``total`` = or += ``left @ right``."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total.add_(left @ right)
+
+
+def _adds_in_place(weight: Tensor) -> bool:
+    """Whether the head and the embedding add to ``weight.grad`` themselves: for DDP, autograd must see the gradient."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return weight.is_leaf and weight.requires_grad and not distributed
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        (ids,), weight = ctx.saved_tensors, ctx.weight
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, ids.flatten(), grad.flatten(0, -2).to(weight.dtype))
+        return None, None
+
+
+class TiedEmbedding(nn.Embedding):
+    """`torch.nn.Embedding` that adds its gradient to the one that the head, the same matrix, has left in ``grad``.
+
+    Autograd would make a second matrix of the vocabulary's size and add the two: 3% of the peak memory of GPT-2 355M.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 (...) → (..., embedding_dim)."""
+        if torch.is_grad_enabled() and _adds_in_place(self.weight):
+            return _Lookup.apply(ids, self.weight)
+        return super().forward(ids)

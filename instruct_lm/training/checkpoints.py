@@ -1,0 +1,110 @@
+"""Checkpoints: written atomically, the best weights and the last state kept, and a signal to stop answered by one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from instruct_lm.data.batching import Batch
+from instruct_lm.io.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint atomically: a reader sees the old file or the new one, never a part.
+
+    Lightning's own writer fills a buffer in memory first, which doubles the memory that the run takes.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write beside the path, sync to disk, then move into place."""
+        with replacing(Path(path)) as part:
+            torch.save(checkpoint, part)
+
+
+class SaveBest(ModelCheckpoint):
+    """Keeps the weights with the lowest ``val/response_loss``, also when a run is moved and then resumed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path.parent,
+            filename=path.stem,
+            monitor="val/response_loss",
+            save_weights_only=True,
+            save_on_train_epoch_end=False,  # but after each validation
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best value; Lightning would forget it with a new folder."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
+class SaveLast(Callback):
+    """Keeps a checkpoint with all that a resume needs: after each epoch, every few minutes, and when asked to stop.
+
+    The first SIGINT (Ctrl-C) or SIGTERM ends training with a checkpoint after the step under way, a second one at once.
+
+    Args:
+        path: Of the checkpoint.
+        every_seconds: Longest time between checkpoints.
+    """
+
+    def __init__(self, path: Path, every_seconds: float = 600.0) -> None:
+        self.path, self.every_seconds = path, every_seconds
+        self.stop_requested = False
+        self._postponed = False
+        self._saved_at = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Take over the signals."""
+        self._saved_at = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._request_stop)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        self._restore()
+        print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
+        done = batch_idx + 1
+        between_steps = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
+        due = self.stop_requested or time.monotonic() - self._saved_at >= self.every_seconds
+        if not (due and between_steps):
+            return
+        if done % trainer.val_check_batch == 0 and not self._postponed:  # type: ignore[operator]
+            self._postponed = True
+        else:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save after each epoch."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at, self._postponed = time.monotonic(), False
+        if self.stop_requested:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()
