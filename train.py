@@ -3,85 +3,78 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from instruct_lm.commands.hydra_app import run_command
-from instruct_lm.commands.runs import LIMITS, is_complete
+from instruct_lm.commands.hydra_app import hydra_command
+from instruct_lm.commands.runs import is_complete, limits
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
-from instruct_lm.fast.allocator import keep_freed_memory
+from instruct_lm.config import TrainConfig
 from instruct_lm.io.files import shown
 from instruct_lm.io.run_files import LAST, SUMMARY
 
 log = logging.getLogger(__name__)
 
 
-def main(cfg: DictConfig) -> None:
+def main(config: TrainConfig) -> None:
     """Train what is left to train and, if asked for, evaluate the run."""
-    output_dir = Path(cfg.output_dir)
-    if is_complete(cfg):
+    output_dir = config.folder
+    if is_complete(config):
         log.info("%s is complete; with a higher trainer.max_epochs or max_steps it would go on", shown(output_dir))
     else:
-        train(cfg, output_dir)
-    if not cfg.trainer.keep_last:
+        train(config)
+    if not config.trainer.keep_last:
         (output_dir / LAST).unlink(missing_ok=True)
-    if cfg.evaluate:
+    if config.evaluate:
         evaluate_run(output_dir)
     else:
         log.info("next: python evaluate.py run=%s", shown(output_dir))
 
 
-def train(cfg: DictConfig, output_dir: Path) -> None:
+def train(config: TrainConfig) -> None:
     """Seed, build, fit, summarise."""
-    keep_freed_memory()  # before torch allocates
     import lightning.pytorch as pl
 
     from instruct_lm.commands import build
-    from instruct_lm.config import check_device
+    from instruct_lm.data.encoding import resolve_prompt_loss_weight
     from instruct_lm.training.callbacks import Throughput, free_memory, peak_memory
     from instruct_lm.training.memory import describe, of_config
     from instruct_lm.training.module import InstructionTuner
     from instruct_lm.training.optimizers import OptimizerSettings
     from instruct_lm.training.trainer import build_trainer, fit, planned_steps, record, write_summary
 
-    started = time.perf_counter()
+    started, output_dir, values = time.perf_counter(), config.folder, config.model_dump()
     (output_dir / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    accelerator = check_device(cfg.device)
-    pl.seed_everything(config["seed"], verbose=False)
+    accelerator = build.choose_accelerator(config.device)
+    pl.seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
-    tokenizer = build.build_tokenizer(config["model"], fetcher)
+    tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(
         config,
         tokenizer,
         fetcher,
-        prompt_loss_weight=build.prompt_loss_weight(config),
-        mask_header=config["mask_header"],
-        accumulate=config["trainer"]["accumulate"],
+        prompt_loss_weight=resolve_prompt_loss_weight(config.mask_instructions, config.prompt_loss_weight),
+        mask_header=config.mask_header,
+        accumulate=config.trainer.accumulate,
     )
     data.setup()
     prefix = len(tokenizer.encode_special(data.style.opening))
-    needed = of_config(config, build.gpt_config(config["model"]), data.train.encoded.lengths, prefix)
+    needed = of_config(values, build.gpt_config(config.model), data.train.encoded.lengths, prefix)
     fits, message = describe(needed, free_memory(accelerator))
     log.log(logging.INFO if fits else logging.WARNING, message)
-    model = build.build_model(config["model"], config["lora"], config["seed"], fetcher)
-    model.activation_checkpointing = config["trainer"]["activation_checkpointing"]
+    model = build.build_model(config, fetcher)
+    model.activation_checkpointing = config.trainer.activation_checkpointing
     responder = build.build_responder(config, model, tokenizer)
 
     throughput = Throughput()
-    trainer = build_trainer(config, accelerator, data.splits.validation, responder, throughput)
-    total_steps = planned_steps(config["trainer"], data.steps_per_epoch(trainer.world_size))
-    module = InstructionTuner(model, OptimizerSettings(**config["optimizer"]), total_steps, config)
+    trainer = build_trainer(values, accelerator, data.splits.validation, responder, throughput)
+    total_steps = planned_steps(values["trainer"], data.steps_per_epoch(trainer.world_size))
+    module = InstructionTuner(model, OptimizerSettings(**values["optimizer"]), total_steps, values)
     log.info("device: %s; output: %s", accelerator, shown(output_dir))
-    before, after = fit(trainer, module, data, output_dir, resume=config["resume"] is not None)
+    before, after = fit(trainer, module, data, output_dir, resume=config.resume is not None)
 
     summary = {
-        "model": config["model"]["name"],
+        "model": config.model.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "entries": {name: len(part) for name, part in data.splits._asdict().items()},
@@ -94,11 +87,12 @@ def train(cfg: DictConfig, output_dir: Path) -> None:
         "peak_memory_gb": round(peak_memory(module.device) / 1e9, 2),
         "before": before,
         "after": after,
-        "limits": {key: OmegaConf.select(cfg, key) for key in LIMITS},
+        "limits": limits(config),
     }
-    record(trainer, config, after)
+    record(trainer, values, after)
     write_summary(summary, output_dir)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", main, compare_runs))
+    with hydra_command("train", main, compare_runs) as run:
+        run()
