@@ -2,103 +2,163 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-
-from instruct_lm.commands.hydra_app import run_command
-from instruct_lm.commands.runs import LIMITS, is_complete
+from instruct_lm.commands.hydra_app import hydra_command
+from instruct_lm.commands.runs import is_complete, limits
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
-from instruct_lm.fast.allocator import keep_freed_memory
-from instruct_lm.io.files import shown
-from instruct_lm.io.run_files import LAST, SUMMARY
+from instruct_lm.config import TrainConfig
+from instruct_lm.errors import InputError, RunError
+from instruct_lm.io.files import shown, write_json
+from instruct_lm.io.run_files import BEFORE, LAST, SUMMARY
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from instruct_lm.data.datamodule import InstructionDataModule
+    from instruct_lm.training.module import InstructionTuner
 
 log = logging.getLogger(__name__)
 
-
-def main(cfg: DictConfig) -> None:
-    """Train what is left to train and, if asked for, evaluate the run."""
-    output_dir = Path(cfg.output_dir)
-    if is_complete(cfg):
-        log.info("%s is complete; with a higher trainer.max_epochs or max_steps it would go on", shown(output_dir))
-    else:
-        train(cfg, output_dir)
-    if not cfg.trainer.keep_last:
-        (output_dir / LAST).unlink(missing_ok=True)
-    if cfg.evaluate:
-        evaluate_run(output_dir)
-    else:
-        log.info("next: python evaluate.py run=%s", shown(output_dir))
+Losses = dict[str, float]
 
 
-def train(cfg: DictConfig, output_dir: Path) -> None:
-    """Seed, build, fit, summarise."""
-    keep_freed_memory()  # before torch allocates
-    import lightning.pytorch as pl
+def main(config: TrainConfig) -> None:
+    """Build, train and summarise; evaluate the run if asked for."""
+    if is_complete(config):
+        log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
+        return finish(config)
+
+    # Imported here, so that --help and mistakes on the command line need no torch.
+    from lightning.pytorch import seed_everything
 
     from instruct_lm.commands import build
-    from instruct_lm.config import check_device
-    from instruct_lm.training.callbacks import Throughput, free_memory, peak_memory
-    from instruct_lm.training.memory import describe, of_config
-    from instruct_lm.training.module import InstructionTuner
-    from instruct_lm.training.optimizers import OptimizerSettings
-    from instruct_lm.training.trainer import build_trainer, fit, planned_steps, record, write_summary
+    from instruct_lm.training.callbacks import SampleResponses, Throughput
+    from instruct_lm.training.memory import describe, free_memory, peak_memory
 
-    started = time.perf_counter()
-    (output_dir / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    accelerator = check_device(cfg.device)
-    pl.seed_everything(config["seed"], verbose=False)
+    started, last = time.perf_counter(), config.folder / LAST
+    if config.resume and not last.is_file():
+        raise InputError(f"resume={config.resume}: it saved no {LAST}, so there is nothing to resume. Start it anew.")
+    (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
+    accelerator = build.choose_accelerator(config.device)
+    seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
-    tokenizer = build.build_tokenizer(config["model"], fetcher)
-    data = build.build_datamodule(
-        config,
-        tokenizer,
-        fetcher,
-        prompt_loss_weight=build.prompt_loss_weight(config),
-        mask_header=config["mask_header"],
-        accumulate=config["trainer"]["accumulate"],
-    )
-    data.setup()
-    prefix = len(tokenizer.encode_special(data.style.opening))
-    needed = of_config(config, build.gpt_config(config["model"]), data.train.encoded.lengths, prefix)
-    fits, message = describe(needed, free_memory(accelerator))
+    tokenizer = build.build_tokenizer(config.model, fetcher)
+    data = build.build_datamodule(config, tokenizer, fetcher)
+    data.prepare_data()
+    data.setup("fit")
+    fits, message = describe(build.estimate_memory(config, data), free_memory(accelerator))
     log.log(logging.INFO if fits else logging.WARNING, message)
-    model = build.build_model(config["model"], config["lora"], config["seed"], fetcher)
-    model.activation_checkpointing = config["trainer"]["activation_checkpointing"]
-    responder = build.build_responder(config, model, tokenizer)
-
+    tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     throughput = Throughput()
-    trainer = build_trainer(config, accelerator, data.splits.validation, responder, throughput)
-    total_steps = planned_steps(config["trainer"], data.steps_per_epoch(trainer.world_size))
-    module = InstructionTuner(model, OptimizerSettings(**config["optimizer"]), total_steps, config)
-    log.info("device: %s; output: %s", accelerator, shown(output_dir))
-    before, after = fit(trainer, module, data, output_dir, resume=config["resume"] is not None)
+    trainer = build.build_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
+    log.info("device: %s; output: %s", accelerator, shown(config.folder))
 
-    summary = {
-        "model": config["model"]["name"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "entries": {name: len(part) for name, part in data.splits._asdict().items()},
-        "prompt_loss_weight": data.prompt_loss_weight,
+    try:
+        before = validate_before(config, trainer, tuner, data)
+        trainer.fit(
+            tuner, data, ckpt_path=last if config.resume else None, weights_only=True if config.resume else None
+        )
+        after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
+        if not after:  # the run was stopped between its last step and its summary
+            after = dict(trainer.validate(tuner, data, verbose=False)[0])
+    except SystemExit as stopped:  # Lightning ends so after Ctrl-C
+        if not last.is_file():
+            raise RunError("Stopped before the first checkpoint: there is nothing to resume.") from stopped
+        command = f"python train.py resume={shown(config.folder)}"
+        raise RunError(f"Stopped after step {trainer.global_step}. Continue with: {command}") from stopped
+
+    cost = {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1),
         "train_seconds": round(throughput.seconds, 1),
         "tokens_per_second": round(throughput.tokens_per_second, 1),
-        "peak_memory_gb": round(peak_memory(module.device) / 1e9, 2),
+        "peak_memory_gb": round(peak_memory(tuner.device) / 1e9, 2),
+    }
+    summarise(config, trainer, tuner, data, cost, before, after)
+    finish(config)
+
+
+def validate_before(
+    config: TrainConfig, trainer: Trainer, tuner: InstructionTuner, data: InstructionDataModule
+) -> Losses:
+    """The losses before the first step; a resumed run has kept them."""
+    import yaml
+
+    kept = config.folder / BEFORE
+    if config.resume and kept.is_file():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    trainer.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(tuner.config)}\n```")  # type: ignore[union-attr]
+    before = dict(trainer.validate(tuner, data, verbose=False)[0])
+    write_json(before, kept)
+    log.info(
+        "before training: validation loss %.3f, response only %.3f", before["val/loss"], before["val/response_loss"]
+    )
+    return before
+
+
+def summarise(
+    config: TrainConfig,
+    trainer: Trainer,
+    tuner: InstructionTuner,
+    data: InstructionDataModule,
+    cost: dict[str, float],
+    before: Losses,
+    after: Losses,
+) -> None:
+    """Write the summary for TensorBoard and `summary.json`, and print it."""
+    from instruct_lm.training.trainer import losses_table, record_hparams
+
+    parameters = list(tuner.model.parameters())
+    summary = {
+        "model": config.model.name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "entries": {name: len(part) for name, part in data.splits._asdict().items()},
+        "prompt_loss_weight": data.prompt_loss_weight,
+        **cost,
         "before": before,
         "after": after,
-        "limits": {key: OmegaConf.select(cfg, key) for key in LIMITS},
+        "limits": limits(config),
     }
-    record(trainer, config, after)
-    write_summary(summary, output_dir)
+    swept = {
+        "model": config.model.name,
+        "mask_instructions": config.mask_instructions,
+        "prompt_loss_weight": data.prompt_loss_weight,
+        "mask_header": config.mask_header,
+        "prompt": config.prompt.style,
+        "seed": config.seed,
+        "lr": config.optimizer.lr,
+        "weight_decay": config.optimizer.weight_decay,
+        "batch_size": config.data.batch_size,
+        "accumulate": config.trainer.accumulate,
+        "lora_rank": config.lora.rank,
+    }
+    record_hparams(trainer, swept, after)
+    write_json(summary, config.folder / SUMMARY)
+    log.info("\n%s\n", losses_table(before, after))
+    log.info(
+        "%d steps, %.0f s in all, %.0f s of training: %s tokens/s, peak memory %.2f GB",
+        *(cost["steps"], cost["seconds"], cost["train_seconds"]),
+        *(f"{cost['tokens_per_second']:,.0f}", cost["peak_memory_gb"]),
+    )
+
+
+def finish(config: TrainConfig) -> None:
+    """Delete what a complete run does not keep, and evaluate it if asked for."""
+    if not config.trainer.keep_last:
+        (config.folder / LAST).unlink(missing_ok=True)
+    if config.evaluate:
+        evaluate_run(config.folder)
+    else:
+        log.info("next: python evaluate.py run=%s", shown(config.folder))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", main, compare_runs))
+    with hydra_command("train", main, compare_runs) as run:
+        run()

@@ -1,191 +1,186 @@
-"""Typed schemas of every configuration group, and the checks that a type cannot express.
+"""Every configuration key: type, range and one line of help. The values live in `conf/`.
 
-Values live in `conf/`; here are names, types and ranges. Importing this module imports no torch.
+`commands/check_config.py` makes these objects of composed values and explains what is wrong with them. Importing this
+module imports no torch.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, NamedTuple, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from instruct_lm.errors import InputError
 
-
-class Rule(NamedTuple):
-    """What a field's value must satisfy, unless it is null, and the words for it."""
-
-    holds: Callable[[Any], bool]
-    words: str
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def _rule(holds: Callable[[Any], bool], words: str) -> dict[str, Rule]:
-    """Metadata of a field."""
-    return {"rule": Rule(holds, words)}
+def _like(pattern: str, words: str) -> AfterValidator:
+    """A validator of values whose text matches a pattern; `words` say what the value must be."""
+
+    def check(value: int | str) -> int | str:
+        if not re.fullmatch(pattern, str(value)):
+            raise ValueError(words)
+        return value
+
+    return AfterValidator(check)
 
 
-def _one_of(*choices: str) -> dict[str, Rule]:
-    return _rule(lambda x: x in choices, f"one of {', '.join(choices)}")
+def _absolute(source: str) -> str:
+    """The absolute path of a local file or folder; other sources as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if source not in ("sample", "bytes") and path.exists() else source
 
 
-POSITIVE = _rule(lambda x: x > 0, "a number greater than 0")
-NOT_NEGATIVE = _rule(lambda x: x >= 0, "0 or more")
-COUNT = _rule(lambda x: x >= 1, "a whole number, 1 or more")
-LENGTH = _rule(lambda x: x >= 2, "a number of tokens, 2 or more")
-FRACTION = _rule(lambda x: 0 < x < 1, "a number between 0 and 1")
-SHARE = _rule(lambda x: 0 <= x <= 1, "a number from 0 to 1")
-BELOW_ONE = _rule(lambda x: 0 <= x < 1, "0 or more, but less than 1")
-TOP_P = _rule(lambda x: 0 < x <= 1, "a number greater than 0, at most 1")
-SEED = _rule(lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
-SHA256 = _rule(lambda x: re.fullmatch("[0-9a-f]{64}", x) is not None, "64 hexadecimal digits, or null for no check")
-URL = _rule(lambda x: re.match("https?://.", x) is not None, "an address that begins with http:// or https://")
-DEVICES = _rule(
-    lambda x: re.fullmatch(r"[1-9]\d*|auto|\d+(,\d+)+", str(x)) is not None,
-    'a number of devices, auto, or ids such as "0,1"',
-)
-
-LORA_TARGETS = _rule(
-    lambda x: set(x) <= {"attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"}, "some of attn.qkv, attn.proj, mlp.fc, mlp.proj"
-)
+Count = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=2)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]  # output_dir=2024 is a name
+Source = Annotated[Text, AfterValidator(_absolute)]
+Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
+Url = Annotated[str, _like("https?://.+", "an address that begins with http:// or https://")]
+Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
+Target = Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]
 
 
-@dataclass
-class ModelConfig:
-    """A transformer, where its weights come from (null: random), and its tokenizer."""
+class Group(BaseModel):
+    """Keys that belong together; strict types, finite numbers, no other keys."""
 
-    name: str
-    weights: str | None
-    weights_sha256: str | None = field(metadata=SHA256)
-    tokenizer: str
-    tokenizer_sha256: str | None = field(metadata=SHA256)
-    vocab_size: int = field(metadata=COUNT)
-    block_size: int = field(metadata=LENGTH)
-    n_layer: int = field(metadata=COUNT)
-    n_head: int = field(metadata=COUNT)
-    n_kv_head: int | None = field(metadata=COUNT)
-    n_embd: int = field(metadata=COUNT)
-    n_inner: int | None = field(metadata=COUNT)
-    norm: str = field(metadata=_one_of("layernorm", "rmsnorm"))
-    norm_eps: float = field(metadata=POSITIVE)
-    position: str = field(metadata=_one_of("learned", "rotary"))
-    rope_base: float = field(metadata=POSITIVE)
-    activation: str = field(metadata=_one_of("gelu", "swiglu"))
-    bias: bool
-    dropout: float = field(metadata=BELOW_ONE)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclass
-class DataConfig:
-    """The entries, their splits, and how they become batches."""
+class ModelConfig(Group):
+    """A transformer, its weights and its tokenizer."""
 
-    name: str
-    source: str
-    sha256: str | None = field(metadata=SHA256)
-    train_fraction: float = field(metadata=FRACTION)
-    test_fraction: float = field(metadata=FRACTION)
-    shuffle: bool
-    batch_size: int = field(metadata=COUNT)
-    max_length: int | None = field(metadata=LENGTH)
-    overlong: str = field(metadata=_one_of("drop", "truncate_prompt", "truncate", "error"))
-    layout: str = field(metadata=_one_of("packed", "padded"))
-    num_workers: int = field(metadata=NOT_NEGATIVE)
-    limit: int | None = field(metadata=COUNT)
-    group_by_length: bool
+    name: Text = Field(description="the name in summaries and reports")
+    weights: Source | None = Field(description="a source; null: random weights")
+    weights_sha256: Sha256 | None = Field(description="its hash; null: no check")
+    tokenizer: Source = Field(description="a source: merges.txt or a GGUF file; or bytes")
+    tokenizer_sha256: Sha256 | None = Field(description="its hash; null: no check")
+    vocab_size: Count = Field(description="rows of the embedding")
+    block_size: Length = Field(description="longest sequence, tokens")
+    n_layer: Count = Field(description="blocks")
+    n_head: Count = Field(description="attention heads")
+    n_kv_head: Count | None = Field(description="heads of keys and values; null: n_head")
+    n_embd: Count = Field(description="width of the hidden states")
+    n_inner: Count | None = Field(description="width inside the MLP; null: 4 n_embd")
+    norm: Literal["layernorm", "rmsnorm"] = Field(description="normalisation")
+    norm_eps: Positive = Field(description="its epsilon")
+    position: Literal["learned", "rotary"] = Field(description="position embedding")
+    rope_base: Positive = Field(description="rotary only")
+    activation: Literal["gelu", "swiglu"] = Field(description="of the MLP; gelu in its tanh form")
+    bias: bool = Field(description="whether linear layers have one")
+    dropout: BelowOne = Field(description="over 0 needs data.layout=padded")
 
 
-@dataclass
-class PromptConfig:
+class DataConfig(Group):
+    """The entries, their splits and their batches."""
+
+    name: Text = Field(description="the name in summaries and reports")
+    source: Source = Field(description="a source, or sample: the entries that come with the package")
+    sha256: Sha256 | None = Field(description="its hash; null: no check")
+    train_fraction: Fraction = Field(description="the first entries")
+    test_fraction: Fraction = Field(description="the next; the rest is the validation split")
+    shuffle: bool = Field(description="true: shuffle by seed before the split")
+    batch_size: Count = Field(description="examples")
+    max_length: Length | None = Field(description="tokens of an example; null: model.block_size")
+    overlong: Literal["drop", "truncate_prompt", "truncate", "error"] = Field(description="for longer examples")
+    layout: Literal["packed", "padded"] = Field(description="packed: the shared prefix once, no padding")
+    num_workers: Annotated[int, Field(ge=0)] = Field(description="processes that make batches; 0: none")
+    limit: Count | None = Field(description="use only the first entries of the file")
+    group_by_length: bool = Field(description="true: examples of similar length share a training step")
+
+
+class PromptConfig(Group):
     """The text around an instruction."""
 
-    style: str = field(metadata=_one_of("alpaca", "phi3", "chatml"))
+    style: Literal["alpaca", "phi3", "chatml"] = Field(description="prompt format")
 
 
-@dataclass
-class DeviceConfig:
-    """Where and in which precision the model runs; names as Lightning's Trainer has them."""
+class DeviceConfig(Group):
+    """Where the model runs and in which precision; names as in Lightning's Trainer."""
 
-    accelerator: str = field(metadata=_one_of("auto", "cpu", "gpu", "mps"))
-    devices: Any = field(metadata=DEVICES)  # int or str, which OmegaConf cannot hold in a nested schema
-    precision: str | None = field(metadata=_one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"))
-    strategy: str
-    num_nodes: int = field(metadata=COUNT)
-
-
-@dataclass
-class OptimizerConfig:
-    """The optimizer and its schedule, in optimizer steps."""
-
-    name: str = field(metadata=_one_of("adamw", "adafactor"))
-    lr: float = field(metadata=POSITIVE)
-    weight_decay: float = field(metadata=NOT_NEGATIVE)
-    beta1: float = field(metadata=BELOW_ONE)
-    beta2: float = field(metadata=BELOW_ONE)
-    eps: float = field(metadata=POSITIVE)
-    warmup_steps: int = field(metadata=NOT_NEGATIVE)
-    schedule: str = field(metadata=_one_of("constant", "cosine"))
-    in_backward: bool
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(description="auto: CUDA, then MPS, then CPU")
+    devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] | None = Field(
+        description="null: bf16-mixed on a GPU that can, else 32-true"
+    )
+    strategy: Text = Field(description="as Lightning's Trainer: auto, ddp, fsdp, …")
+    num_nodes: Count = Field(description="machines")
 
 
-@dataclass
-class TrainerConfig:
-    """How long to train and how often to look."""
+class OptimizerConfig(Group):
+    """The optimizer and its schedule."""
 
-    max_epochs: int | None = field(metadata=COUNT)
-    max_steps: int | None = field(metadata=COUNT)
-    accumulate: int = field(metadata=COUNT)
-    clip_norm: float | None = field(metadata=POSITIVE)
-    val_interval: float = field(metadata=POSITIVE)
-    log_interval: int = field(metadata=COUNT)
-    activation_checkpointing: bool
-    progress: bool
-    keep_last: bool
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters; rank 0: full fine-tuning."""
-
-    rank: int = field(metadata=NOT_NEGATIVE)
-    alpha: float = field(metadata=NOT_NEGATIVE)
-    dropout: float = field(metadata=BELOW_ONE)
-    targets: list[str] = field(metadata=LORA_TARGETS)
-    base_dtype: str = field(metadata=_one_of("float32", "bfloat16"))
+    name: Literal["adamw", "adafactor"] = Field(description="adafactor keeps small states")
+    lr: Positive = Field(description="learning rate")
+    weight_decay: NotNegative = Field(description="on matrices only")
+    beta1: BelowOne = Field(description="AdamW only")
+    beta2: BelowOne = Field(description="AdamW only")
+    eps: Positive = Field(description="AdamW only")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="optimizer steps from 0 to lr")
+    schedule: Literal["constant", "cosine"] = Field(description="cosine: to 0 at the last step")
+    in_backward: bool = Field(description="true: less memory; no clipping and no accumulation")
 
 
-@dataclass
-class GenerationConfig:
+class TrainerConfig(Group):
+    """How long to train and how often to validate."""
+
+    max_epochs: Count | None = Field(description="null: until max_steps")
+    max_steps: Count | None = Field(description="optimizer steps; null: until max_epochs")
+    accumulate: Count = Field(description="batches of an optimizer step")
+    clip_norm: Positive | None = Field(description="largest global gradient norm; null: no clipping")
+    val_interval: Positive = Field(description="epochs between validations")
+    log_interval: Count = Field(description="optimizer steps between logged values")
+    activation_checkpointing: bool = Field(description="true: less memory, slower")
+    progress: bool = Field(description="the progress bar")
+    keep_last: bool = Field(description="false: delete checkpoints/last.ckpt when the run is complete")
+
+
+class LoraConfig(Group):
+    """Low-rank adapters."""
+
+    rank: Annotated[int, Field(ge=0)] = Field(description="0: full fine-tuning")
+    alpha: NotNegative = Field(description="adapters are scaled by alpha / rank")
+    dropout: BelowOne = Field(description="over 0 needs data.layout=padded")
+    targets: list[Target] = Field(description="linear layers of each block: attn.qkv, attn.proj, mlp.fc, mlp.proj")
+    base_dtype: Literal["float32", "bfloat16"] = Field(description="bfloat16: half the memory of frozen matrices")
+
+
+class GenerationConfig(Group):
     """How responses are decoded."""
 
-    max_new_tokens: int = field(metadata=COUNT)
-    temperature: float = field(metadata=NOT_NEGATIVE)
-    top_k: int | None = field(metadata=COUNT)
-    top_p: float | None = field(metadata=TOP_P)
-    batch_size: int = field(metadata=COUNT)
-    seed: int = field(metadata=SEED)
+    max_new_tokens: Count = Field(description="longest response")
+    temperature: NotNegative = Field(description="0: greedy")
+    top_k: Count | None = Field(description="sample among the k likeliest tokens")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(description="sample among those of this probability")
+    batch_size: Count = Field(description="prompts answered at once")
+    seed: Seed = Field(description="of sampling")
 
 
-@dataclass
-class JudgeConfig:
-    """Who scores the responses; `concurrency` in requests, `timeout` in seconds a request."""
+class JudgeConfig(Group):
+    """Who scores the responses."""
 
-    kind: str = field(metadata=_one_of("reference", "ollama", "openai", "llamacpp", "none"))
-    model: str | None
-    base_url: str | None = field(metadata=URL)
-    api_key_env: str | None
-    concurrency: int = field(metadata=COUNT)
-    timeout: float = field(metadata=POSITIVE)
-    temperature: float = field(metadata=NOT_NEGATIVE)
-    seed: int = field(metadata=SEED)
-    weights: str | None
-    weights_sha256: str | None = field(metadata=SHA256)
+    kind: Literal["reference", "ollama", "openai", "llamacpp", "none"] = Field(description="set by the choice")
+    model: Text | None = Field(description="its name on the server")
+    base_url: Url | None = Field(description="the server's address")
+    api_key_env: Text | None = Field(description="the environment variable that holds the key")
+    concurrency: Count = Field(description="requests at a time")
+    timeout: Positive = Field(description="seconds a request")
+    temperature: NotNegative = Field(description="0: the likeliest score")
+    seed: Seed = Field(description="of sampling")
+    weights: Source | None = Field(description="llamacpp: a source of a GGUF file")
+    weights_sha256: Sha256 | None = Field(description="its hash; null: no check")
 
 
-@dataclass
-class CommonConfig:
+class CommonConfig(Group):
     """What `train.py` and `evaluate.py` share."""
 
     model: ModelConfig
@@ -194,185 +189,67 @@ class CommonConfig:
     device: DeviceConfig
     lora: LoraConfig
     generation: GenerationConfig
-    seed: int = field(metadata=SEED)
-    output_dir: str | None
-    cache_dir: str | None
-    offline: bool
-    mirror: str | None = field(metadata=URL)
+    seed: Seed = Field(description="of the shuffle, random weights and dropout")
+    fast: bool = Field(description="false: the plain core, same numbers, slower")
+    output_dir: Source | None = Field(description="where results go; null: outputs/<date>_<time> or the run's folder")
+    cache_dir: Source | None = Field(description="downloads and encoded data; null: a folder in the user's cache")
+    offline: bool = Field(description="true: no downloads")
+    mirror: Url | None = Field(description="tried in place of the host of https: sources")
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, which a started command has always set."""
+        return Path(self.output_dir or ".")
 
 
-@dataclass
 class TrainConfig(CommonConfig):
     """The configuration of `train.py`."""
 
     optimizer: OptimizerConfig
     trainer: TrainerConfig
-    mask_instructions: bool
-    prompt_loss_weight: float | None = field(metadata=SHARE)
-    mask_header: bool
-    evaluate: bool
-    resume: str | None
+    mask_instructions: bool = Field(description="false: the loss covers prompt and response; true: the response alone")
+    prompt_loss_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        description="weight of a prompt token; null: 1 unmasked, 0 masked"
+    )
+    mask_header: bool = Field(description='false: "### Response:" stays in the loss even when the prompt is masked')
+    evaluate: bool = Field(description="true: then score the run; after a multirun a report on all runs")
+    resume: Source | None = Field(description="a run folder to continue, with its own configuration")
 
 
-@dataclass
 class EvaluateConfig(CommonConfig):
     """The configuration of `evaluate.py`."""
 
     judge: JudgeConfig
     second_judge: JudgeConfig
-    run: str | None
-    responses: str | None
-    split: str = field(metadata=_one_of("train", "validation", "test"))
-    checkpoint: str = field(metadata=_one_of("best", "last", "untuned"))
+    run: Source | None = Field(description="a run folder; its model, data, prompt, generation and seed are used")
+    responses: Source | None = Field(description="a JSON list of entries with model_response; needs no model")
+    split: Literal["train", "validation", "test"] = Field(description="the entries to answer")
+    checkpoint: Literal["best", "last", "untuned"] = Field(description="untuned: what the run started from")
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+COMMANDS: dict[str, type[CommonConfig]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
 
-def schema_types(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and type of every group and field of a schema."""
-    for name, kind in get_type_hints(schema).items():
-        yield prefix + name, kind
-        if isinstance(kind, type) and is_dataclass(kind):
-            yield from schema_types(kind, f"{prefix}{name}.")
+def choices(group: str) -> list[str]:
+    """The names of the files in `conf/<group>/`; none where there is no such folder."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def check_train_config(cfg: DictConfig) -> None:
-    """Check the ranges and combinations of a composed `train` configuration.
+def model_config(name: str) -> ModelConfig:
+    """Read `conf/model/<name>.yaml` without Hydra, for use in a notebook.
 
     Raises:
-        InputError: the first value that cannot be, with its key and the remedy.
+        InputError: There is no such file; the message lists those that there are.
     """
-    _check_common(cfg, TrainConfig)
-    weight = cfg.prompt_loss_weight
-    if cfg.mask_instructions and weight:
-        raise InputError(
-            f"mask_instructions=true gives the prompt weight 0, but prompt_loss_weight={weight}: leave out one of them."
-        )
-    for key in ("model.dropout", "lora.dropout"):
-        if OmegaConf.select(cfg, key) > 0 and cfg.data.layout == "packed":
-            raise InputError(
-                f"{key}={OmegaConf.select(cfg, key)} with data.layout=packed: the examples of a batch would share the "
-                f"dropout of their common prefix. Use data.layout=padded, or {key}=0."
-            )
-    if cfg.lora.rank > 0 and (not cfg.lora.targets or cfg.lora.alpha == 0):
-        raise InputError(
-            f"lora.rank={cfg.lora.rank} with lora.targets={list(cfg.lora.targets)} and lora.alpha={cfg.lora.alpha} "
-            "trains nothing: choose lora=r16, or give both."
-        )
-    if cfg.optimizer.in_backward:
-        clashes = {
-            "optimizer.name": cfg.optimizer.name != "adamw",
-            "trainer.accumulate": cfg.trainer.accumulate != 1,
-            "trainer.clip_norm": cfg.trainer.clip_norm is not None,
-        }
-        for key in (key for key, clash in clashes.items() if clash):
-            raise InputError(
-                f"{key}={OmegaConf.select(cfg, key)} with optimizer.in_backward=true: gradients are gone before they "
-                f"could be summed or measured, and it is AdamW's. Use optimizer.in_backward=false, or leave out {key}."
-            )
-    max_steps, warmup = cfg.trainer.max_steps, cfg.optimizer.warmup_steps
-    if cfg.trainer.max_epochs is None and max_steps is None:
-        raise InputError(
-            "trainer.max_epochs=null and trainer.max_steps=null: training would never end. Give one of them."
-        )
-    if max_steps is not None and warmup >= max_steps:
-        raise InputError(
-            f"optimizer.warmup_steps={warmup} is not below trainer.max_steps={max_steps}: the learning rate would "
-            "never be reached. Give fewer warm-up steps or more steps."
-        )
+    if name not in choices("model"):
+        raise InputError(f"model={name}: there is no such choice. Choose one of {', '.join(choices('model'))}.")
+    values: Any = OmegaConf.to_container(_read_model(name), resolve=True)
+    return ModelConfig.model_validate(values)
 
 
-def check_evaluate_config(cfg: DictConfig) -> None:
-    """Check the ranges and combinations of a composed `evaluate` configuration.
-
-    Raises:
-        InputError: the first value that cannot be, with its key and the remedy.
-    """
-    _check_common(cfg, EvaluateConfig)
-    if cfg.run is not None and cfg.responses is not None:
-        raise InputError(
-            f"run={cfg.run} and responses={cfg.responses}: give a run that answers, or a file of answers, not both."
-        )
-    if cfg.responses is not None and cfg.judge.kind == "none":
-        raise InputError("judge=none with responses=… leaves nothing to do: choose judge=reference or another judge.")
-    needed = {"ollama": ("model", "base_url"), "openai": ("model", "base_url"), "llamacpp": ("weights",)}
-    for group in ("judge", "second_judge"):
-        kind = cfg[group].kind
-        for name in needed.get(kind, ()):
-            if cfg[group][name] is None:
-                raise InputError(f"{group}.{name}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml.")
-
-
-def check_device(device: DictConfig) -> str:
-    """Resolve `device` to `gpu`, `mps` or `cpu` on this machine; imports torch.
-
-    Raises:
-        InputError: the accelerator or a number of devices that is not here, or a precision that it does not have.
-    """
-    import torch
-
-    counts = {"gpu": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    here = [name for name, count in counts.items() if count]
-    accelerator = here[0] if device.accelerator == "auto" else device.accelerator
-    if accelerator not in here:
-        raise InputError(
-            f"device.accelerator={accelerator}: torch {torch.__version__} finds none on this machine, only "
-            f"{' and '.join(here)}. Use device=auto or device={here[0]}."
-        )
-    wanted = device.devices
-    if accelerator != "cpu" and wanted != "auto":
-        ids = [int(i) for i in str(wanted).split(",")] if "," in str(wanted) else range(int(wanted))
-        if max(ids) >= counts[accelerator]:
-            raise InputError(
-                f"device.devices={wanted}: this machine has {counts[accelerator]} ({accelerator}). "
-                "Use device.devices=auto for all of them."
-            )
-    if accelerator == "cpu" and device.precision == "16-mixed":
-        raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
-    return accelerator
-
-
-def _check_common(cfg: DictConfig, schema: type) -> None:
-    _check_rules(cfg, schema)
-    model, data, generation = cfg.model, cfg.data, cfg.generation
-    if model.n_embd % model.n_head:
-        raise InputError(f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}: change one.")
-    if model.n_kv_head is not None and model.n_head % model.n_kv_head:
-        raise InputError(
-            f"model.n_head={model.n_head} is not a multiple of model.n_kv_head={model.n_kv_head}: change one."
-        )
-    if model.position == "rotary" and model.n_embd // model.n_head % 2:
-        raise InputError(
-            f"model.n_embd={model.n_embd} over model.n_head={model.n_head} gives heads of odd width "
-            f"{model.n_embd // model.n_head}: model.position=rotary turns pairs, choose sizes with an even width."
-        )
-    if data.max_length is not None and data.max_length > model.block_size:
-        raise InputError(
-            f"data.max_length={data.max_length} is over model.block_size={model.block_size}, the longest sequence of "
-            f"{model.name}: use at most that, or null for all of it."
-        )
-    total = data.train_fraction + data.test_fraction
-    if total > 1 + 1e-9:  # 1e-9: 0.7 + 0.2 + 0.1 and the like
-        raise InputError(
-            f"data.train_fraction={data.train_fraction} and data.test_fraction={data.test_fraction} add up to "
-            f"{total:g}, over 1: lower one; what is left becomes the validation split."
-        )
-    for name in ("top_k", "top_p"):
-        if generation.temperature == 0 and generation[name] is not None:
-            raise InputError(
-                f"generation.{name}={generation[name]} has no effect with generation.temperature=0 (greedy): "
-                "choose generation=sample or a temperature."
-            )
-
-
-def _check_rules(cfg: DictConfig, schema: type, prefix: str = "") -> None:
-    types = get_type_hints(schema)
-    for item in fields(schema):
-        value, key, kind = cfg[item.name], prefix + item.name, types[item.name]
-        if isinstance(value, DictConfig):
-            _check_rules(value, kind, f"{key}.")
-        elif value is not None and "rule" in item.metadata:
-            rule: Rule = item.metadata["rule"]
-            if (isinstance(value, float) and not math.isfinite(value)) or not rule.holds(value):
-                raise InputError(f"{key}={value} is not possible: give {rule.words}.")
+def _read_model(name: str) -> DictConfig:
+    """The file's own keys and those of the files that its `defaults` list names; later ones win, as in Hydra."""
+    own: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    parents = own.pop("defaults", ["_self_"])
+    merged: Any = OmegaConf.merge(*(own if parent == "_self_" else _read_model(parent) for parent in parents))
+    return merged

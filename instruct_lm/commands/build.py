@@ -1,15 +1,17 @@
-"""What `train.py` and `evaluate.py` build alike, from the plain values of a configuration."""
+"""From the typed configuration to the objects that the commands work with."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 
+from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.encoding import resolve_prompt_loss_weight
 from instruct_lm.data.prompts import ALPACA, Example, get_style
@@ -22,59 +24,76 @@ from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora, merge_lora
 from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder
+from instruct_lm.training.memory import TrainingMemory, largest_batch
+from instruct_lm.training.module import InstructionTuner
+from instruct_lm.training.optimizers import OptimizerSettings
+from instruct_lm.training.trainer import make_trainer
 
-log = logging.getLogger(__name__)
 
-Config = Mapping[str, Any]
+def choose_accelerator(device: DeviceConfig) -> str:
+    """Resolve `device` to `gpu`, `mps` or `cpu` on this machine.
+
+    Raises:
+        InputError: This machine lacks the accelerator or so many devices, or the accelerator lacks the precision.
+    """
+    counts = {"gpu": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    here = [name for name, count in counts.items() if count]
+    accelerator = here[0] if device.accelerator == "auto" else device.accelerator
+    if accelerator not in here:
+        raise InputError(
+            f"device.accelerator={accelerator}: torch {torch.__version__} finds none on this machine, only "
+            f"{' and '.join(here)}. Use device=auto or device={here[0]}."
+        )
+    wanted = str(device.devices)
+    if accelerator != "cpu" and wanted != "auto":
+        last = max(map(int, wanted.split(","))) if "," in wanted else int(wanted) - 1
+        if last >= counts[accelerator]:
+            raise InputError(
+                f"device.devices={wanted}: this machine has {counts[accelerator]} ({accelerator}). "
+                "Use device.devices=auto for all of them."
+            )
+    if accelerator == "cpu" and device.precision == "16-mixed":
+        raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
+    return accelerator
 
 
-def build_fetcher(config: Config) -> Fetcher:
+def build_fetcher(config: CommonConfig) -> Fetcher:
     """The downloader of a run's sources."""
-    cache_dir = config["cache_dir"]
-    return Fetcher(
-        Path(cache_dir).expanduser() if cache_dir else None, offline=config["offline"], mirror=config["mirror"]
-    )
+    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
+    return Fetcher(cache_dir, offline=config.offline, mirror=config.mirror)
 
 
-def build_tokenizer(model: Config, fetcher: Fetcher) -> Tokenizer:
+def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
     """The tokenizer of a model.
 
     Raises:
-        InputError: it has more ids than the model has embeddings.
+        InputError: It has more ids than the model has embeddings.
     """
-    source = model["tokenizer"]
-    tokenizer = load_tokenizer(source if source == "bytes" else fetcher.fetch(source, sha256=model["tokenizer_sha256"]))
-    if tokenizer.vocab_size > model["vocab_size"]:
+    source = model.tokenizer
+    tokenizer = load_tokenizer(source if source == "bytes" else fetcher.fetch(source, sha256=model.tokenizer_sha256))
+    if tokenizer.vocab_size > model.vocab_size:
         raise InputError(
-            f"model.tokenizer={source} has {tokenizer.vocab_size} ids, model.vocab_size={model['vocab_size']} has room "
+            f"model.tokenizer={source} has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size} has room "
             "for fewer: give the model's own tokenizer"
         )
     return tokenizer
 
 
-def gpt_config(model: Config) -> GPTConfig:
+def gpt_config(model: ModelConfig) -> GPTConfig:
     """The sizes and choices of a model."""
-    return GPTConfig(**{field.name: model[field.name] for field in fields(GPTConfig)})
+    return GPTConfig(**model.model_dump(include={field.name for field in fields(GPTConfig)}))
 
 
-def build_model(model: Config, lora: Config, seed: int, fetcher: Fetcher) -> GPT:
-    """The model, pretrained or random, with adapters if asked for."""
-    sizes, base_dtype = gpt_config(model), getattr(torch, lora["base_dtype"]) if lora["rank"] else torch.float32
-    if model["weights"] is None:
-        gpt = GPT(sizes).init_weights(seed)
-    else:
-        gpt = load_pretrained(sizes, fetcher.fetch(model["weights"], sha256=model["weights_sha256"]), base_dtype)
-    if lora["rank"]:
-        torch.manual_seed(seed)  # of the adapters' start
-        add_lora(gpt, lora["rank"], lora["alpha"], lora["dropout"], lora["targets"], base_dtype)
-    return gpt
+def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
+    """The model, pretrained or random, with adapters if asked for; with `fast`, the accelerated one."""
+    return _accelerated(config, _plain_model(config, fetcher))
 
 
-def load_trained(config: Config, checkpoint: Path, fetcher: Fetcher) -> GPT:
+def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GPT:
     """The model of a run's checkpoint; with adapters, the base model is loaded too and they are merged into it.
 
     Raises:
-        InputError: the file is no checkpoint of such a model.
+        InputError: The file is no checkpoint of such a model.
     """
     try:
         stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
@@ -84,76 +103,130 @@ def load_trained(config: Config, checkpoint: Path, fetcher: Fetcher) -> GPT:
             f"{checkpoint} is no readable checkpoint ({error}); evaluate the other one or train anew"
         ) from error
     try:
-        if config["lora"]["rank"]:
-            gpt = build_model(config["model"], config["lora"], config["seed"], fetcher)
+        if config.lora.rank:
+            gpt = _plain_model(config, fetcher)
             unknown = gpt.load_state_dict(state, strict=False).unexpected_keys
             if unknown or set(state) != set(adapter_state(gpt)):
                 raise RuntimeError(f"its adapters are not the configured ones: {unknown or sorted(state)[:3]}")
-            return merge_lora(gpt)
-        with torch.device("meta"):
-            gpt = GPT(gpt_config(config["model"]))
-        gpt.load_state_dict(state, assign=True)
+            merge_lora(gpt)
+        else:
+            with torch.device("meta"):
+                gpt = GPT(gpt_config(config.model))
+            gpt.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise InputError(f"{checkpoint} does not fit the run's configuration: {error}") from error
+    return _accelerated(config, gpt)
+
+
+def _plain_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
+    model, lora = config.model, config.lora
+    base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
+    if model.weights is None:
+        gpt = GPT(gpt_config(model)).init_weights(config.seed)
+    else:
+        gpt = load_pretrained(gpt_config(model), fetcher.fetch(model.weights, sha256=model.weights_sha256), base_dtype)
+    if lora.rank:
+        torch.manual_seed(config.seed)  # of the adapters' start
+        add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)
     return gpt
 
 
-def build_datamodule(config: Config, tokenizer: Tokenizer, fetcher: Fetcher, **training: Any) -> InstructionDataModule:
-    """The data of a run; ``training`` passes on what only training needs."""
-    data = config["data"]
-    source = data["source"]
+def _accelerated(config: CommonConfig, gpt: GPT) -> GPT:
+    if config.fast:
+        from instruct_lm.fast import accelerate
+        from instruct_lm.fast.allocator import keep_freed_memory
+
+        keep_freed_memory()
+        accelerate(gpt)
+    return gpt
+
+
+def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetcher) -> InstructionDataModule:
+    """The data of a run."""
+    training: dict[str, Any] = {}
+    if isinstance(config, TrainConfig):
+        weight = resolve_prompt_loss_weight(config.mask_instructions, config.prompt_loss_weight)
+        training = {"prompt_loss_weight": weight, "mask_header": config.mask_header}
     return InstructionDataModule(
-        source if source == "sample" else fetcher.fetch(source, sha256=data["sha256"]),
+        config.data.source,
         tokenizer,
-        get_style(config["prompt"]["style"]),
-        config["model"]["block_size"],
-        train_fraction=data["train_fraction"],
-        test_fraction=data["test_fraction"],
-        shuffle=data["shuffle"],
-        seed=config["seed"],
-        batch_size=data["batch_size"],
-        group_by_length=data["group_by_length"],
-        max_length=data["max_length"],
-        overlong=data["overlong"],
-        layout=data["layout"],
-        num_workers=data["num_workers"],
-        limit=data["limit"],
+        config.prompt.style,
+        block_size=config.model.block_size,
+        fetcher=fetcher,
+        seed=config.seed,
         cache_dir=fetcher.cache_dir / "tokens" if fetcher.cache_dir else None,
+        **config.data.model_dump(exclude={"name", "source", "layout"}),
         **training,
     )
 
 
-def prompt_loss_weight(config: Config) -> float:
-    """The weight of prompt tokens that a training configuration asks for."""
-    return resolve_prompt_loss_weight(config["mask_instructions"], config["prompt_loss_weight"])
+def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> InstructionTuner:
+    """The LightningModule of a training run; with `fast`, with the faster loss."""
+    model.activation_checkpointing = config.trainer.activation_checkpointing
+    optimizer = OptimizerSettings(**config.optimizer.model_dump())
+    tuner = InstructionTuner(model, build_responder(config, model, tokenizer), optimizer, config.model_dump())
+    if config.fast:
+        from instruct_lm.fast import accelerate
+
+        accelerate(tuner, packed=config.data.layout == "packed")
+    return tuner
 
 
-def build_responder(config: Config, model: GPT, tokenizer: Tokenizer) -> Responder:
+def build_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
+    """Lightning's trainer of a training run."""
+    trainer, device = config.trainer, config.device
+    return make_trainer(
+        config.folder,
+        callbacks,
+        accelerator=accelerator,
+        precision=device.precision,
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
+        val_interval=trainer.val_interval,
+        progress=trainer.progress,
+        devices=device.devices,
+        num_nodes=device.num_nodes,
+        strategy=device.strategy,
+        accumulate_grad_batches=trainer.accumulate,
+        gradient_clip_val=trainer.clip_norm,
+        log_every_n_steps=trainer.log_interval,
+    )
+
+
+def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> TrainingMemory:
+    """What a training run will need, for a batch of its longest rows."""
+    prefix, head_targets = 0, None
+    if config.fast:
+        from instruct_lm.fast.loss import CHUNK_SIZE
+
+        head_targets = CHUNK_SIZE
+        prefix = len(data.tokenizer.encode_special(data.style.opening)) if config.data.layout == "packed" else 0
+    return TrainingMemory(
+        gpt_config(config.model),
+        *largest_batch(data.train.encoded.lengths, config.data.batch_size, prefix),
+        lora_rank=config.lora.rank,
+        base_bytes=2 if config.lora.base_dtype == "bfloat16" else 4,
+        optimizer=config.optimizer.name,
+        in_backward=config.optimizer.in_backward,
+        activation_checkpointing=config.trainer.activation_checkpointing,
+        head_targets=head_targets,
+    )
+
+
+def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer) -> Responder:
     """The model with a run's prompt style and generation settings."""
-    generation = config["generation"]
-    sampling = Sampling(generation["temperature"], generation["top_k"], generation["top_p"], generation["seed"])
-    return Responder(
-        model,
-        tokenizer,
-        get_style(config["prompt"]["style"]),
-        generation["max_new_tokens"],
-        sampling,
-        generation["batch_size"],
-    )
+    settings, style = config.generation, get_style(config.prompt.style)
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
+    return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size)
 
 
-def build_judge(settings: Config, fetcher: Fetcher) -> Judge | None:
+def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:
     """The judge of an evaluation; it sees the instructions in the book's prompt style, whatever the model's own is."""
-    model = settings["model"]
-    if settings["kind"] == "llamacpp":
-        model = fetcher.fetch(settings["weights"], sha256=settings["weights_sha256"])
-    return make_judge(
-        settings["kind"],
-        lambda entry: ALPACA.prompt(Example(entry["instruction"], entry["input"], entry["output"])),
-        model=model,
-        base_url=settings["base_url"],
-        timeout=settings["timeout"],
-        api_key_env=settings["api_key_env"],
-        temperature=settings["temperature"],
-        seed=settings["seed"],
-    )
+    options = judge.model_dump(exclude={"kind", "concurrency", "weights", "weights_sha256"})
+    if judge.kind == "llamacpp" and judge.weights is not None:
+        options["model"] = fetcher.fetch(judge.weights, sha256=judge.weights_sha256)
+
+    def prompt(entry: Any) -> str:
+        return ALPACA.prompt(Example(entry["instruction"], entry["input"], entry["output"]))
+
+    return make_judge(judge.kind, prompt, **options)

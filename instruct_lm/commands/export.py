@@ -6,13 +6,11 @@ Transformers and this project (`model.weights=FOLDER`) read it. The tokenizer is
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from instruct_lm.errors import InputError, RunError
+from instruct_lm.commands.exit_status import exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,26 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="a run folder of train.py")
     parser.add_argument("folder", type=Path, help="where to write model.safetensors and config.json")
     parser.add_argument("--checkpoint", default="best", choices=("best", "last"))
-    options = parser.parse_args(arguments)
-    try:
-        _export(options.run, options.folder, options.checkpoint)
-    except (InputError, RunError) as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    print(f"written to {options.folder}: {json.dumps(sorted(path.name for path in options.folder.iterdir()))}")
-    return 0
+    return exit_status(_export, parser.parse_args(arguments))
 
 
-def _export(run: str, folder: Path, which: str) -> None:
-    from omegaconf import OmegaConf
-
+def _export(options: argparse.Namespace) -> None:
     from instruct_lm.commands import build, runs
     from instruct_lm.export.huggingface import hub_config, save_pretrained
 
-    checkpoint = runs.checkpoint_path(run, which)
-    config: dict[str, Any] = OmegaConf.to_container(runs.load_run_config(run), resolve=True)  # type: ignore[assignment]
-    hub_config(build.gpt_config(config["model"]))  # before anything is loaded
-    save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), folder)
+    checkpoint = runs.checkpoint_path(options.run, options.checkpoint)
+    config = runs.load_run_config(options.run).model_copy(update={"fast": False})  # plain layers are what is written
+    hub_config(build.gpt_config(config.model))  # refuses what the layout cannot hold before anything is loaded
+    save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), options.folder)
+    names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
+    print(f"written to {options.folder}: {names}")
 
 
 if __name__ == "__main__":

@@ -1,258 +1,267 @@
-"""What `train.py` and `evaluate.py` share: Hydra, its errors in plain words, and the exit status."""
+"""What `train.py` and `evaluate.py` share: Hydra, its errors in plain words, the help and the exit status."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import os
-import re
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import hydra
-from hydra.core.config_store import ConfigStore
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from pydantic.fields import FieldInfo
 
 from instruct_lm.commands import runs
-from instruct_lm.config import SCHEMAS, check_evaluate_config, check_train_config, schema_types
-from instruct_lm.errors import InputError, RunError
+from instruct_lm.commands.check_config import all_keys, find_faults, make_config, nest, no_such_key
+from instruct_lm.commands.exit_status import describe
+from instruct_lm.config import COMMANDS, CONF, CommonConfig, choices
+from instruct_lm.errors import InputError
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-_CHECKS = {"train": check_train_config, "evaluate": check_evaluate_config}
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list such as [a,b]",
-    NoneType: "null",
+_HASH_OF = {
+    "data.source": "data.sha256",
+    **{f"model.{name}": f"model.{name}_sha256" for name in ("weights", "tokenizer")},
+    **{f"{group}.weights": f"{group}.weights_sha256" for group in ("judge", "second_judge")},
 }
 
 
 class _JobFailed(BaseException):
     """Ends the command after its message; no Exception, which Hydra would keep until all jobs have run."""
 
-    def __init__(self, status: int) -> None:
-        self.status = status
 
+@contextmanager
+def hydra_command(
+    name: str, main: Callable[[Any], int | None], conclude: Callable[[Path], object] | None = None
+) -> Iterator[Callable[[], None]]:
+    """Give Hydra's entry to `main` and end the process with the exit status of what happened inside the `with` block.
 
-def register() -> None:
-    """Make the schemas and resolvers known that `conf/` refers to."""
-    for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    runs.register_resolvers()
+    The entry composes `conf/<name>.yaml` from the command line and calls `main` with the typed configuration; in a
+    multirun for each job, of which the first that fails ends all. It is called inside the block rather than here, so
+    that a traceback shows as few frames as possible::
 
-
-def run_command(
-    config_name: str, main: Callable[[DictConfig], int | None], conclude: Callable[[Path], object] | None = None
-) -> int:
-    """Compose `conf/<config_name>.yaml` from the command line, check it and call `main`.
-
-    `main` sees a configuration whose values are checked, whose `output_dir` is the job's own absolute path, and which
-    after `resume=` or `run=` is the run's. In a multirun it is called for each job; the first that fails ends all.
+        with hydra_command("train", main) as run:
+            run()
 
     Args:
-        config_name: ``train`` or ``evaluate``.
+        name: ``train`` or ``evaluate``.
         main: Does the job. Returns None or 0 when all was done, 1 when something is left undone.
         conclude: Called with the folder of a multirun after its last job, if it is one with `evaluate=true`.
 
-    Returns:
-        The exit status: 0 when all was done; 2 for bad input or configuration, after a message of a few lines on
-        stderr; 1 for anything else, after a traceback, or a message alone for `RunError` and Ctrl-C.
+    Raises:
+        SystemExit: Always: 0 when all was done; 2 for bad input or configuration and 1 for anything else, after a
+            message on stderr.
     """
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
-    status = 0
-    multirun: Path | None = None
+    status, sweep = 0, None
 
     @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
-        nonlocal status, multirun
+        nonlocal status, sweep
+        hydra_cfg = HydraConfig.get()
+        multirun = hydra_cfg.mode == RunMode.MULTIRUN
         try:
-            status = max(status, main(prepare(config_name, cfg)) or 0)
-            if cfg.get("evaluate") and HydraConfig.get().mode == RunMode.MULTIRUN:
-                multirun = Path(HydraConfig.get().sweep.dir)
+            config = prepare(name, cfg)
+            status = max(status, main(config) or 0)
         except (Exception, KeyboardInterrupt) as error:
-            failure, message = describe(error, config_name)
-            hydra_cfg = HydraConfig.get()
-            if hydra_cfg.mode == RunMode.MULTIRUN:
-                message = (
-                    f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(hydra_cfg.overrides.task)}):\n{message}"
-                )
+            status, message = describe(error)
+            if multirun:
+                settings = " ".join(hydra_cfg.overrides.task)
+                message = f"Job {hydra_cfg.job.num} of the multirun failed ({settings}):\n{message}"
             log.error(message)
-            raise _JobFailed(failure) from None
+            raise _JobFailed from None
+        if multirun and getattr(config, "evaluate", False):
+            sweep = Path(hydra_cfg.sweep.dir)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-    except _JobFailed as failed:
-        return failed.status
-    except (Exception, KeyboardInterrupt) as error:
-        status, message = describe(error, config_name, composing=True)
-        print(message, file=sys.stderr)
-        return status
-    if conclude is not None and multirun is not None:
+        check_arguments(name)
         try:
-            conclude(multirun)
-        except (Exception, KeyboardInterrupt) as error:
-            status, message = describe(error, config_name)
-            print(message, file=sys.stderr)
-    return status
+            yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            raise InputError(_explain(error)) from error
+        if conclude is not None and sweep is not None:
+            conclude(sweep)
+    except _JobFailed:
+        pass  # the message is in the log already
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = describe(error)
+        print(message, file=sys.stderr)
+    sys.exit(status)
 
 
-def prepare(config_name: str, cfg: DictConfig) -> DictConfig:
-    """Turn what Hydra composed into what `main` works with, and record it in the output folder.
+def register() -> None:
+    """Make the functions known that `conf/` calls."""
+    runs.register_resolvers()
+    OmegaConf.register_new_resolver("help_keys", help_keys, replace=True)
+
+
+def check_arguments(name: str) -> None:
+    """Check the `key=value` arguments of the command line before Hydra composes them.
 
     Raises:
-        InputError: a value, a combination, or a run folder that cannot be.
+        InputError: Wrong keys, choices, values or syntax, all of them in one message.
+    """
+    args = get_args_parser().parse_args()
+    if args.shell_completion:
+        return
+    faults, overrides, parser = [], [], OverridesParser.create()
+    for line in args.overrides:
+        try:
+            overrides += parser.parse_overrides([line])
+        except OverrideParseException as error:
+            key, equals, value = error.override.partition("=")
+            remedy = f"""quote such a value twice: '{key}="{value}"'.""" if equals else "write key=value."
+            faults.append(f"{error.override} cannot be read: {remedy}")
+    overrides = [override for override in overrides if not override.is_hydra_override()]
+    multirun = args.multirun or _asks_for_multirun(overrides)
+    for override in overrides:
+        faults.extend(_faults(name, override, multirun))
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def _asks_for_multirun(overrides: list[Override]) -> bool:
+    """Whether an experiment is a multirun of itself."""
+    files = [CONF / "experiment" / f"{o.value()}.yaml" for o in overrides if o.key_or_group == "experiment"]
+    modes = [OmegaConf.select(OmegaConf.load(file), "hydra.mode") for file in files if file.is_file()]
+    return "MULTIRUN" in modes
+
+
+def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
+    """What is wrong with one override."""
+    kind, key, line = COMMANDS[name], override.key_or_group, override.input_line or ""
+    known, groups = all_keys(kind), group_defaults(name)
+    group = f"{key}@{override.package}" if override.package else key
+    if override.is_delete():
+        yield f"{line}: a key cannot be taken away. Set it to null or another value."
+    elif group not in groups and key not in known:
+        yield f"{line}: {no_such_key(kind, key)}"
+    elif override.is_add():
+        yield f"{line} adds what is there already: write {line[1:]} without the +."
+    elif override.is_sweep_override() and not multirun:
+        value = override.get_value_string()
+        yield (
+            f"{line} gives several values: add -m (--multirun) for a job each, write {key}=[{value}] for a list, or "
+            f"quote a text twice: '{key}=\"{value}\"'."
+        )
+    else:
+        for value in _values(override):
+            if group in groups and value not in choices(key):
+                near = get_close_matches(str(value), choices(key), n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                typed = "null" if value is None else value
+                yield f"{group}={typed}: there is no such choice.{hint} Choose one of {', '.join(choices(key))}."
+            elif group not in groups and "${" not in str(value):
+                yield from find_faults(kind, nest({key: value}), partial=True).values()
+
+
+def _values(override: Override) -> list[Any]:
+    """The value of an override, or the values of a sweep that can be listed without Hydra."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+        return []
+    parser = OverridesParser.create()
+    return [parser.parse_override(f"key={text}").value() for text in override.sweep_iterator(Transformer.str)]
+
+
+def group_defaults(name: str) -> list[str]:
+    """The groups that `conf/<name>.yaml` lists, such as ``model`` and ``judge@second_judge``."""
+    entries: Any = OmegaConf.load(CONF / f"{name}.yaml").defaults
+    keys = [str(key) for entry in entries if isinstance(entry, DictConfig) for key in entry]
+    return [key for key in keys if not key.startswith("override ")]
+
+
+def prepare(name: str, cfg: DictConfig) -> CommonConfig:
+    """Turn what Hydra composed into the typed configuration, and record it in a training run's folder.
+
+    After `resume=` or `run=` it is the run's, with what the command line may change.
+
+    Raises:
+        InputError: Values or combinations at fault, or a run folder that does not go with them.
     """
     hydra_cfg = HydraConfig.get()
-    _check_keys(cfg, config_name)
-    given = runs.settle_sources(cfg, [_key(override) for override in hydra_cfg.overrides.task])
-    sweep = hydra_cfg.mode == RunMode.MULTIRUN
-    if cfg.get("resume") is not None:
-        if sweep:
-            raise InputError(f"resume={cfg.resume} continues one run: leave out -m (--multirun).")
-        cfg = runs.resumed_config(cfg, given)
-    elif cfg.get("run") is not None:
-        cfg = runs.evaluated_config(cfg, given)
-    _CHECKS[config_name](cfg)
-    folder = Path(hydra_cfg.runtime.output_dir)
-    if config_name == "train" and sweep:
-        cfg = runs.continued_job(cfg, folder)
-    if sweep and (cfg.device.devices != 1 or cfg.device.num_nodes != 1) and "LOCAL_RANK" not in os.environ:
-        raise InputError(
-            f"device.devices={cfg.device.devices} and device.num_nodes={cfg.device.num_nodes} in a multirun: every "
-            "process would start the whole sweep again. Use one device, single runs, or torchrun."
-        )
-    if config_name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
-        runs.save_config(cfg, folder)
+    kind: Any = COMMANDS[name]
+    sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, Path(hydra_cfg.runtime.output_dir)
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    given = [override.package or override.key_or_group for override in overrides]
+    for source, sha256 in _HASH_OF.items():
+        if source in given and sha256 not in given:  # a known hash belongs to its source
+            OmegaConf.update(cfg, sha256, None)
+            given.append(sha256)
     cfg.output_dir = str(folder)
-    return cfg
-
-
-def describe(error: BaseException, config_name: str, composing: bool = False) -> tuple[int, str]:
-    """Return the exit status and the message for an error.
-
-    Args:
-        error: What was raised.
-        config_name: ``train`` or ``evaluate``: whose keys to suggest.
-        composing: Whether it was raised before the job began, by Hydra or by what it reads and makes.
-    """
-    while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
-        error = error.__context__  # what a resolver of conf/ raised
-    if isinstance(error, InputError):
-        return 2, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 1, "Interrupted."
-    if isinstance(error, BrokenPipeError):
-        return 1, "Nobody reads the output any more."
-    if isinstance(error, RunError):
-        return 1, str(error)
-    if composing and isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
-        return 2, _explain(error, config_name)
-    if composing and isinstance(error, OSError):
-        return 2, f"output_dir: cannot make {error.filename} ({error.strerror}). Choose another output_dir."
-    return 1, "".join(traceback.format_exception(error)).rstrip()
-
-
-def _explain(error: Exception, config_name: str) -> str:
-    """Say what Hydra complains of as key, value and remedy."""
-    text, cause = str(error), error.__cause__
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        near = get_close_matches(choice, error.options, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{group}={choice}: there is no such choice.{hint} Choose one of {', '.join(error.options)}."
-    if match := re.search(r"Could not override '(.+?)'.*use \+(.+)", text, re.DOTALL):
-        return _no_such_key(match[1], match[2], config_name)
-    if match := re.search(r"Ambiguous value for argument '((.+?)=(.*))'", text):
-        return (
-            f"{match[1]} gives several values: add -m (--multirun) for a job each, write {match[2]}=[{match[3]}] for "
-            f"a list, or quote a text twice: '{match[2]}=\"{match[3]}\"'."
+    try:
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
+    if values.get("resume") is not None:
+        if sweep:
+            raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
+        config: Any = runs.resumed(make_config(kind, values, combinations=False), given)
+    elif values.get("run") is not None:
+        config = runs.evaluated(make_config(kind, values, combinations=False), given)
+    else:
+        config = make_config(kind, values)
+    if name == "train" and sweep:
+        config = runs.continued(config, folder)
+    if sweep and (config.device.devices, config.device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            f"device.devices={config.device.devices} and device.num_nodes={config.device.num_nodes} in a multirun: "
+            "every process would start the whole sweep again. Use one device, single runs, or torchrun."
         )
-    if match := re.search(r"Multiple values for (\S+)\.", text):
-        return f"+{match[1]}=… adds what is there already: write {match[1]}=… without the +."
-    if isinstance(error, OverrideParseException):
-        key, equals, value = error.override.partition("=")
-        remedy = f"""quote a value with such characters twice: '{key}="{value}"'.""" if equals else "write key=value."
-        return f"{error.override} cannot be read ({_first_line(text.splitlines()[-2])}): {remedy}"
-    if match := re.search(r"Error merging override (.+)", text):
-        if isinstance(cause, ValidationError):
-            return f"{match[1]} is not possible: give {_type_words(_known(config_name).get(str(cause.full_key)))}."
-        if match[1].startswith("~"):
-            return f"{match[1]} is not possible: a key cannot be taken away. Set it to null or another value."
-        return f"{match[1]} is not possible: {_first_line(cause or text)}."
-    if text.startswith("Config group override"):
-        for group in _known(config_name):
-            choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-            for arg in sys.argv[1:]:
-                if choices and _key(arg) == group and arg.partition("=")[2] not in choices:
-                    return f"{arg} is not possible: choose {', '.join(choices)}."
-    lines = [_first_line(text)] if cause is None else [_first_line(text), _first_line(cause)]
-    return "\n".join(lines)
+    if name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
+        runs.save_config(config)
+    return config
 
 
-def _no_such_key(key: str, override: str, config_name: str) -> str:
-    known, other = _known(config_name), "evaluate" if config_name == "train" else "train"
-    if key in _known(other):
-        return f"{override}: {config_name}.py has no such key, {other}.py has it. Leave it out."
-    group, _, leaf = key.rpartition(".")
-    near = get_close_matches(leaf, {k.rpartition(".")[2] for k in known}, n=1, cutoff=0.7)
-    meant = [k for k in known if near and k.rpartition(".")[2] == near[0]]
-    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
-    if group not in known:
-        group = ""
-    siblings = [k for k in known if k.rpartition(".")[0] == group]
-    return f"{override}: there is no such key.{hint} {group or 'The command'} has {', '.join(siblings)}."
-
-
-def _type_words(kind: Any) -> str:
-    """`int | None` → `a whole number or null`."""
-    kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
-    return " or ".join(_WORDS.get(get_origin(k) or k, "a group's choice") for k in kinds)
-
-
-def _check_keys(cfg: DictConfig, config_name: str) -> None:
-    """Name keys that `+key=…` added, which Hydra lets pass, and keys without a value."""
-
-    def walk(node: DictConfig, prefix: str = "") -> None:
-        for name in map(str, node):
-            key = prefix + name
-            try:
-                value = None if OmegaConf.is_missing(node, name) else node[name]
-            except InterpolationResolutionError as error:
-                raise InputError(f"{key}: {_first_line(error)}. Give it a plain value.") from error
-            if key not in known:
-                raise InputError(_no_such_key(key, f"{key}={value}", config_name))
-            if isinstance(value, DictConfig):
-                walk(value, f"{key}.")
-
-    known = _known(config_name)
-    walk(cfg)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise InputError(f"No value for {', '.join(missing)}: give {missing[0]}=… or complete its file under conf/.")
-
-
-def _known(config_name: str) -> dict[str, Any]:
-    return dict(schema_types(SCHEMAS[config_name]))
-
-
-def _key(override: str) -> str:
-    """`~model@x=y` → `model`."""
-    return re.split("[=@]", override.lstrip("+~"))[0]
+def _explain(error: BaseException) -> str:
+    """What Hydra complains of, in a line or two."""
+    while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
+        error = error.__context__  # what a function that conf/ calls has raised
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{_first_line(error)}. Choose one of {', '.join(error.options)}."
+    if isinstance(error, OSError) and error.filename:
+        return f"output_dir: cannot make {error.filename} ({error.strerror}). Choose another output_dir."
+    return "\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None)
 
 
 def _first_line(text: object) -> str:
     return next((line.strip().rstrip(".") for line in str(text).splitlines() if line.strip()), "")
+
+
+def help_keys(name: str) -> str:
+    """The part of `--help` that lists keys, groups and choices, from `config.py` and `conf/`."""
+    kind, lines = COMMANDS[name], ["  Keys (key=value)"]
+    lines += [_help_line(f"    {key:<20}", field) for key, field in kind.model_fields.items() if field.description]
+    if name == "train":
+        lines.append(f"    Beside resume these may change: {', '.join(runs.RESUME_MAY_CHANGE[:5])},")
+        lines.append(f"    {', '.join(runs.RESUME_MAY_CHANGE[5:])}")
+    lines += ["", "  Groups (group=choice, and group.key=value for its keys)"]
+    for group in group_defaults(name):
+        folder, _, package = group.partition("@")
+        lines.append(f"    {group:<20} {', '.join(choices(folder))}")
+        schema: Any = kind.model_fields[folder].annotation if folder in kind.model_fields and not package else None
+        if schema is not None:
+            lines += [_help_line(f"      .{key:<25}", field) for key, field in schema.model_fields.items()]
+    return "\n".join(lines)
+
+
+def _help_line(key: str, field: FieldInfo) -> str:
+    kinds = (field.annotation, *get_args(field.annotation))
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return f"{key} {field.description}" + (f" ({', '.join(words)})" if words else "")

@@ -6,53 +6,37 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lm.config import TrainConfig, schema_types
+from instruct_lm.commands.check_config import flatten, make_config, nest
+from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig
 from instruct_lm.errors import InputError
+from instruct_lm.io.files import write_text
 from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY, UNTUNED
 
 LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
-    *LIMITS,
-    "trainer.progress",
-    "trainer.keep_last",
-    "data.num_workers",
-    "device",
-    "evaluate",
-    "cache_dir",
-    "offline",
-    "mirror",
+    *(*LIMITS, "trainer.progress", "trainer.keep_last", "data.num_workers"),
+    *("device", "fast", "evaluate", "cache_dir", "offline", "mirror"),
 )
-"""What may be given beside `resume=`: it changes how long, where and how visibly, not what is computed."""
+"""Keys that `resume=` lets the command line change: how long, where and how fast, not what is computed."""
 
 FROM_RUN = ("model", "data", "prompt", "lora", "generation", "seed", "cache_dir", "mirror")
 """What `evaluate.py run=…` takes from the run unless it is given on the command line."""
 
 FIXED_BY_RUN = ("model", "prompt", "lora", "seed")
-"""… and what cannot be given: the weights were trained with it."""
+"""Those of them that cannot be given: the weights were trained with them."""
 
 SPLIT_KEYS = ("data.train_fraction", "data.test_fraction", "data.shuffle", "data.limit")
-"""Other values would move entries that the run was trained on into the split to evaluate."""
-
-_HASH_OF = {
-    "data.source": "data.sha256",
-    "model.weights": "model.weights_sha256",
-    "model.tokenizer": "model.tokenizer_sha256",
-    "judge.weights": "judge.weights_sha256",
-    "second_judge.weights": "second_judge.weights_sha256",
-}
-_PATHS = (*_HASH_OF, "responses", "run", "resume", "cache_dir")
-_NOT_PATHS = ("sample", "bytes")  # names of what the package itself holds
+"""Another value would move entries that the run was trained on into the split to evaluate."""
 
 
 def find_run(run: str | Path) -> Path:
@@ -81,28 +65,24 @@ def find_run(run: str | Path) -> Path:
     raise InputError(f"{run} is not a run folder: it has no {CONFIG_FILE}. Give the output_dir of a run of train.py.")
 
 
-def load_run_config(run: str | Path) -> DictConfig:
-    """Load the configuration that a training run was started with, typed by `TrainConfig`.
+def load_run_config(run: str | Path) -> TrainConfig:
+    """Load the configuration that a training run was started with; its `output_dir` is the run's folder.
 
     Raises:
-        InputError: no run folder, or its configuration is damaged or of another version.
+        InputError: No run folder, or its configuration is damaged or of another version: the message names the keys.
     """
-    path = find_run(run) / CONFIG_FILE
+    folder = find_run(run)
+    path = folder / CONFIG_FILE
     try:
-        cfg = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path))
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        if not isinstance(values, dict):
+            raise InputError("it is a list, not keys with values")
+        return make_config(TrainConfig, {**values, "output_dir": str(folder)}, combinations=False)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, InputError) as error:
         raise InputError(
-            f"{path} cannot be read: {reason}\nIt is damaged or of another version: train anew."
+            f"{path} cannot be used: it is damaged, or another version of this program wrote it.\n{error}\n"
+            "Train anew, or correct the file."
         ) from error
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise InputError(
-            f"{path} lacks {', '.join(missing)}: it is damaged or of another version. Train anew, or add them."
-        )
-    if not isinstance(cfg, DictConfig):
-        raise InputError(f"{path} is a list, not a configuration: it is damaged. Train anew.")
-    return cfg
 
 
 def checkpoint_path(run: str | Path, which: str) -> Path:
@@ -163,9 +143,9 @@ def file_name(text: object) -> str:
 def register_resolvers() -> None:
     """Make the functions above known to `conf/train.yaml` and `conf/evaluate.yaml`.
 
-    Cached, since Hydra asks more than once and the answer must not change when the folder fills.
+    Cached: Hydra asks more than once, and the answer must not change when the folder fills.
     """
-    resolvers: dict[str, Callable[..., str]] = {
+    resolvers: dict[str, Any] = {
         "train_dir": train_dir,
         "evaluate_dir": evaluate_dir,
         "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
@@ -176,159 +156,126 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
 
 
-def settle_sources(cfg: DictConfig, given: Sequence[str]) -> list[str]:
-    """Resolve interpolations and make local paths absolute, so that the folder's record is complete in itself.
-
-    A known hash belongs to its source: where only the source was given, the hash is dropped.
+def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
+    """Return the configuration of the run that `resume` names, with the permitted changes.
 
     Args:
-        cfg: A composed configuration; changed in place.
-        given: Keys given on the command line.
-
-    Returns:
-        ``given``, and the hashes that were dropped with their sources.
-    """
-    given = list(given)
-    for source, sha256 in _HASH_OF.items():
-        if source in given and sha256 not in given:
-            OmegaConf.update(cfg, sha256, None)
-            given.append(sha256)
-    OmegaConf.resolve(cfg)
-    for key in _PATHS:
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value not in _NOT_PATHS and Path(value).expanduser().exists():
-            OmegaConf.update(cfg, key, str(Path(value).expanduser().resolve()))
-    return given
-
-
-def resumed_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
-    """Return the configuration of the run that `cfg.resume` names, with the permitted changes.
-
-    Args:
-        cfg: The composed configuration of this command.
-        given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are applied, others must agree with the run.
+        config: What this command line composes; its combinations are not checked yet.
+        given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: a key that contradicts the run, or no run or checkpoint to resume.
+        InputError: Keys that contradict the run, or no run or checkpoint to resume.
     """
-    run = load_run_config(cfg.resume)
-    run.resume = cfg.resume
-    for key in given:
-        if _within(key, RESUME_MAY_CHANGE):
-            OmegaConf.update(run, key, OmegaConf.select(cfg, key))
-        elif key not in ("resume", "output_dir"):
-            _require_same(key, cfg, run, "resume", f"May change: {', '.join(RESUME_MAY_CHANGE)}.")
-    if not is_complete(run):
-        checkpoint_path(cfg.resume, "last")
-    return run
+    run = load_run_config(str(config.resume))
+    values, differing = _merge(run, config, given, RESUME_MAY_CHANGE)
+    if differing:
+        raise InputError(
+            f"resume={config.resume} brings its own settings: {differing}. Leave out what differs. May change: "
+            f"{', '.join(RESUME_MAY_CHANGE)}."
+        )
+    config = make_config(TrainConfig, nest({**values, "resume": config.resume}))
+    if not is_complete(config):
+        checkpoint_path(config.folder, "last")
+    return config
 
 
-def continued_job(cfg: DictConfig, folder: Path) -> DictConfig:
+def continued(config: TrainConfig, folder: Path) -> TrainConfig:
     """Return the configuration with which a sweep's job goes on in a folder where an earlier call may have begun it.
 
-    Args:
-        cfg: The job's configuration.
-        folder: Where its run goes.
-
     Returns:
-        `cfg` itself where nothing was saved yet, else the run's with `resume` set and what may change. A complete run
-        needs no checkpoint.
+        `config` itself where nothing was saved yet, else the run's with `resume` set and what may change. A complete
+        run needs no checkpoint.
 
     Raises:
         InputError: The folder holds a run with other settings, or one without the checkpoint to go on from.
     """
+    remedy = "choose another output_dir for this sweep, or delete that run."
     if not (folder / LAST).is_file():
         if not (folder / SUMMARY).is_file():
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
-            return cfg
-        if not _is_complete(folder, cfg):
+            return config
+        if not _is_complete(folder, config):
             raise InputError(
-                f"{folder} holds a complete run that cannot go on with another {' or '.join(LIMITS)}: its {LAST} was "
-                "not kept. Choose another output_dir for this sweep, or delete that run."
+                f"{folder} holds a complete run that cannot go on with another {' or '.join(LIMITS)}, since its {LAST} "
+                f"was not kept: {remedy}"
             )
-    run = load_run_config(folder)
-    for key in _leaves(TrainConfig):
-        here, there = OmegaConf.select(cfg, key), OmegaConf.select(run, key)
-        if _within(key, RESUME_MAY_CHANGE):
-            OmegaConf.update(run, key, here)
-        elif here != there and key not in ("output_dir", "resume"):
-            raise InputError(
-                f"{folder} holds a run with {key}={there}, not {here}: choose another output_dir for this sweep, or "
-                "delete that run."
-            )
-    run.resume = str(folder)
-    return run
+    values, differing = _merge(load_run_config(folder), config, TrainConfig.model_fields, RESUME_MAY_CHANGE)
+    if differing:
+        raise InputError(f"{folder} holds a run with {differing}: {remedy}")
+    return make_config(TrainConfig, nest({**values, "resume": str(folder)}))
 
 
-def is_complete(cfg: DictConfig) -> bool:
-    """Whether `cfg` resumes a run that has nothing left to do."""
-    return cfg.resume is not None and _is_complete(Path(cfg.resume), cfg)
-
-
-def _is_complete(run: Path, cfg: DictConfig) -> bool:
-    """Whether a run's summary is there, made with these limits."""
-    if not (summary := run / SUMMARY).is_file():
-        return False
-    limits = json.loads(summary.read_text(encoding="utf-8")).get("limits")
-    return bool(limits == {key: OmegaConf.select(cfg, key) for key in LIMITS})
-
-
-def evaluated_config(cfg: DictConfig, given: Sequence[str]) -> DictConfig:
-    """Return `cfg` with what belongs to the run that `cfg.run` names in place of the defaults.
+def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
+    """Return `config` with what belongs to the run that `run` names in place of the defaults.
 
     Args:
-        cfg: The composed configuration of this command.
-        given: Keys given on the command line: they go before the run's, unless the split or the weights depend on them.
+        config: What this command line composes; its combinations are not checked yet.
+        given: Keys given on the command line: they win over the run's, unless the split or the weights depend on them.
 
     Raises:
-        InputError: a key that contradicts the run, or no run or checkpoint to evaluate.
+        InputError: Keys that contradict the run, or no run or checkpoint to evaluate.
     """
-    if cfg.checkpoint != UNTUNED:
-        checkpoint_path(cfg.run, cfg.checkpoint)
-    run = load_run_config(cfg.run)
-    fixed = FIXED_BY_RUN if "data" in given or "data.source" in given else FIXED_BY_RUN + SPLIT_KEYS
-    for key in given:
-        if _within(key, fixed):
-            _require_same(key, cfg, run, "run", "To evaluate another model or split, leave out run=.")
-        elif _within(key, FROM_RUN):
-            OmegaConf.update(run, key, OmegaConf.select(cfg, key))
-    for name in FROM_RUN:
-        cfg[name] = run[name]
-    return cfg
+    path, given = str(config.run), set(given)
+    if config.checkpoint != UNTUNED:
+        checkpoint_path(path, config.checkpoint)
+    fixed = FIXED_BY_RUN if given & {"data", "data.source"} else FIXED_BY_RUN + SPLIT_KEYS
+    mine = flatten(config.model_dump())
+    may_change = [key for key in mine if _within(key, FROM_RUN) and not _within(key, fixed)]
+    values, differing = _merge(load_run_config(path), config, given, may_change)
+    if differing:
+        raise InputError(
+            f"run={path} brings its own settings: {differing}. Leave out what differs; to evaluate another model or "
+            "split, leave out run=."
+        )
+    return make_config(EvaluateConfig, nest(mine | {key: values[key] for key in values if _within(key, FROM_RUN)}))
 
 
-def save_config(cfg: DictConfig, folder: Path) -> None:
-    """Write `.hydra/config.yaml` as a whole or not at all; the folder itself is left out, so that it may be moved."""
-    record = cfg.copy()
-    record.output_dir = None
-    if "resume" in record:
-        record.resume = None
-    path = folder / CONFIG_FILE
-    part = path.with_suffix(f".{os.getpid()}.part")
-    OmegaConf.save(record, part)
-    part.replace(path)
+def _merge(
+    run: TrainConfig, config: CommonConfig, given: Iterable[str], may_change: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """A run's flat values with the given ones that may change, and in words how the others differ."""
+    values, mine = flatten(run.model_dump()), flatten(config.model_dump())
+    differing = ["experiment"] if "experiment" in given else []
+    for key in values.keys() & mine.keys() - {"output_dir", "resume"}:
+        if _within(key, may_change) and _within(key, given):
+            values[key] = mine[key]
+        elif _within(key, given) and values[key] != mine[key]:
+            differing.append(f"{key}={values[key]}, not {mine[key]}")
+    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+    return values, "; ".join(sorted(differing)[:4]) + more
+
+
+def _within(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def limits(config: TrainConfig) -> dict[str, int | None]:
+    """How long a run is to be, as its summary records it."""
+    return dict(zip(LIMITS, (config.trainer.max_epochs, config.trainer.max_steps), strict=True))
+
+
+def is_complete(config: TrainConfig) -> bool:
+    """Whether `config` resumes a run that has nothing left to do."""
+    return config.resume is not None and _is_complete(Path(config.resume), config)
+
+
+def _is_complete(run: Path, config: TrainConfig) -> bool:
+    """Whether a run's summary is there, made with these limits."""
+    summary = run / SUMMARY
+    return summary.is_file() and json.loads(summary.read_text(encoding="utf-8")).get("limits") == limits(config)
+
+
+def save_config(config: TrainConfig) -> None:
+    """Write `.hydra/config.yaml`; the folder itself is left out, so that it may be moved."""
+    values = config.model_dump() | {"output_dir": None, "resume": None}
+    write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), config.folder / CONFIG_FILE)
 
 
 def _claim(folder: str) -> str:
     """Make a folder that nobody has: two commands may begin in the same second."""
-    names = (folder if n == 1 else f"{folder}_{n}" for n in itertools.count(1))
-    while True:
-        name = next(names)
+    for n in itertools.count(1):
+        name = folder if n == 1 else f"{folder}_{n}"
         with contextlib.suppress(FileExistsError):
             Path(name).mkdir(parents=True)
-            return name
-
-
-def _leaves(schema: type) -> list[str]:
-    return [key for key, kind in schema_types(schema) if not is_dataclass(kind)]
-
-
-def _within(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _require_same(key: str, cfg: DictConfig, run: DictConfig, by: str, remedy: str) -> None:
-    here, there = OmegaConf.select(cfg, key), OmegaConf.select(run, key)
-    if key == "experiment" or here != there:
-        values = "" if isinstance(here, DictConfig) or key == "experiment" else f" is {there}, not {here}, and"
-        raise InputError(f"{key} beside {by}={cfg[by]}: the run's own{values} is kept. Leave out {key}. {remedy}")
+            break
+    return name

@@ -1,7 +1,6 @@
 """Shows what the model sees: `python -m instruct_lm.data [source] [--mask-instructions] [--entry N]`."""
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
+from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
 from instruct_lm.data.encoding import (
     OVERLONG,
@@ -19,7 +19,7 @@ from instruct_lm.data.encoding import (
 )
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
-from instruct_lm.errors import InputError, RunError
+from instruct_lm.errors import InputError
 from instruct_lm.io.sources import Fetcher, default_cache_dir
 
 _COLOURS = {0.0: "\x1b[90m", 1.0: "\x1b[32m"}  # grey: not trained, green: trained; yellow: in between
@@ -28,15 +28,7 @@ _LISTED = 5  # duplicates that are shown; the rest are counted
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the statistics of a data file and one entry with its loss weights; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
-    try:
-        _show(options)
-    except (InputError, RunError) as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+    return exit_status(_show, _parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What follows training with `evaluate=true`: the run's answers and scores and, after a multirun, the comparison."""
+"""Evaluation after training with `evaluate=true`, and after a multirun the report that compares its runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import OmegaConf
 
+from instruct_lm.commands.check_config import flatten
 from instruct_lm.commands.runs import SPLIT_KEYS, load_run_config
 from instruct_lm.errors import RunError
-from instruct_lm.fast.allocator import give_back_freed_memory
 from instruct_lm.io.files import shown
 from instruct_lm.io.run_files import BEST, CONFIG_FILE, SUMMARY, UNTUNED
 
@@ -26,7 +25,7 @@ COMMAND = Path(__file__).resolve().parents[2] / "evaluate.py"
 
 
 def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
-    """Call `evaluate.py run=… checkpoint=…` in a process of its own, unless that was done.
+    """Call `evaluate.py run=… checkpoint=…` in a process of its own, unless its results are there already.
 
     Args:
         run: The folder of a complete run.
@@ -44,24 +43,30 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
         return folder
     if done.is_file() and not (checkpoint == "best" and weights.is_file() and _is_newer(weights, done)):
         return folder
+    config = load_run_config(run)
     gc.collect()
-    give_back_freed_memory()
-    accelerator = load_run_config(run).device.accelerator
-    arguments = [f"run={_quoted(run)}", f"checkpoint={checkpoint}", f"device.accelerator={accelerator}"]
-    log.info("evaluating: python evaluate.py %s", shlex.join([f"run={shown(run)}", *arguments[1:]]))
-    status = subprocess.run([sys.executable, str(COMMAND), *arguments], check=False).returncode
+    if config.fast:
+        from instruct_lm.fast.allocator import give_back_freed_memory
+
+        give_back_freed_memory()
+    settings = [f"checkpoint={checkpoint}", f"device.accelerator={config.device.accelerator}"]
+    settings += [] if config.fast else ["fast=false"]
+    command = f"python evaluate.py {shlex.join([f'run={shown(run)}', *settings])}"
+    log.info("evaluating: %s", command)
+    quoted = QuotedString(str(run), Quote.single).with_quotes()  # Hydra then reads it as one text
+    status = subprocess.run([sys.executable, str(COMMAND), f"run={quoted}", *settings], check=False).returncode
     if status:
         raise RunError(
-            f"The evaluation of {shown(run)} ended with status {status}. Go on with: python evaluate.py "
-            f"{shlex.join([f'run={shown(run)}', f'checkpoint={checkpoint}'])}, or with the whole sweep once more."
+            f"The evaluation of {shown(run)} ended with status {status}. Go on with: {command}, or with the whole "
+            "sweep once more."
         )
     return folder
 
 
 def compare_runs(sweep: Path) -> None:
-    """Evaluate the untuned models of a sweep's runs and write a report that holds all runs against them.
+    """Evaluate the untuned models of a sweep's runs and write a report that compares all runs with them.
 
-    There is one for each model, test split, prompt style and way to generate.
+    There is one untuned model for each combination of model, test split, prompt style and generation settings.
 
     Raises:
         RunError: The evaluation or the report failed; the message says which.
@@ -73,14 +78,13 @@ def compare_runs(sweep: Path) -> None:
     first: dict[tuple[Any, ...], Path] = {}
     for config_file in sorted(sweep.glob(f"*/{CONFIG_FILE}")):
         run = config_file.parents[1]
-        cfg = load_run_config(run)
-        split = [OmegaConf.select(cfg, key) for key in ("data.source", *SPLIT_KEYS)]
-        seed = cfg.seed if cfg.data.shuffle else None
-        first.setdefault((cfg.model, cfg.prompt, cfg.generation, *split, seed), run)
-    untuned = []
-    for run in first.values():
-        name = UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}"
-        untuned.append(f"{name}={evaluate_run(run, UNTUNED)}")
+        config = load_run_config(run)
+        values = flatten(config.model_dump())
+        split = [values[key] for key in ("data.source", *SPLIT_KEYS)]
+        seed = config.seed if config.data.shuffle else None
+        first.setdefault((config.model, config.prompt, config.generation, *split, seed), run)
+    names = [UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}" for run in first.values()]
+    untuned = [f"{name}={evaluate_run(run, UNTUNED)}" for name, run in zip(names, first.values(), strict=True)]
     page = sweep / "report.html"
     outputs = ["--html", page, "--md", page.with_suffix(".md"), "--svg", page.with_suffix(".svg")]
     if report.main([*untuned, str(sweep), *map(str, outputs)]):
@@ -94,8 +98,3 @@ def _is_first_process() -> bool:
 
 def _is_newer(path: Path, other: Path) -> bool:
     return path.stat().st_mtime > other.stat().st_mtime
-
-
-def _quoted(path: Path) -> str:
-    """A value that Hydra reads as this text."""
-    return QuotedString(str(path), Quote.single).with_quotes()

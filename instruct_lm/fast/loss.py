@@ -1,4 +1,4 @@
-"""Head and loss in pieces, so that no full matrix of logits is ever held, and the tied embedding's gradient in place."""
+"""Head and loss in pieces, so that no full matrix of logits is held, and the tied embedding's gradient in place."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,7 @@ class LoRALinear(nn.Module):
     def merged(self) -> nn.Linear:
         """A plain layer with the adapter added to its weight, in the adapter's dtype."""
         weight = self.linear.weight.to(self.lora_a.dtype) + self.scale * self.lora_b @ self.lora_a
-        layer = nn.Linear(*weight.shape[::-1], bias=self.linear.bias is not None, device="meta")
-        layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), self.linear.bias
-        return layer
+        return _like(self.linear, nn.Linear, nn.Parameter(weight, requires_grad=False))
 
 
 def add_lora(
@@ -80,14 +79,16 @@ def add_lora(
     store_matrices(model, base_dtype)
     for block in model.h:
         for name in TARGETS:
-            frozen = _frozen(block.get_submodule(name))
+            linear: Any = block.get_submodule(name)
+            frozen = _like(linear, FrozenLinear, linear.weight)
             block.set_submodule(name, LoRALinear(frozen, rank, alpha, dropout) if name in targets else frozen)
     return model
 
 
-def _frozen(linear: nn.Linear) -> FrozenLinear:
-    layer = FrozenLinear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-    layer.weight, layer.bias = linear.weight, linear.bias
+def _like(linear: nn.Linear, kind: type[nn.Linear], weight: nn.Parameter) -> nn.Linear:
+    """A layer of another class with this weight and the same bias."""
+    layer = kind(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    layer.weight, layer.bias = weight, linear.bias
     return layer
 
 

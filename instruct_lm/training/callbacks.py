@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.data.prompts import Example
@@ -57,6 +57,14 @@ class Throughput(Callback):
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's progress bar without the logger's version, which is always the same here."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The metrics beside the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
 class SampleResponses(Callback):
     """Writes the answers to a few fixed instructions to TensorBoard, before training and at each validation.
 
@@ -68,11 +76,11 @@ class SampleResponses(Callback):
     def __init__(self, examples: Sequence[Example], max_new_tokens: int = 32) -> None:
         self.examples, self.max_new_tokens = examples, max_new_tokens
 
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Answer and log."""
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Answer and log; ``module`` is an `InstructionTuner` with a responder."""
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.logger is None or not self.examples:
             return
-        responder = replace(module.responder, max_new_tokens=self.max_new_tokens, sampling=GREEDY)  # type: ignore[type-var]
+        responder = replace(module.responder, max_new_tokens=self.max_new_tokens, sampling=GREEDY)
         rows = ["| instruction | reference | response |", "|---|---|---|"]
         for example, response in zip(self.examples, responder.answer(self.examples), strict=True):
             question = f"{example.instruction} {example.input}".strip()

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.io.run_files import BEST, LAST
-from instruct_lm.training.callbacks import StopIfDiverged, ValidateEvery
+from instruct_lm.training.callbacks import ProgressBar, StopIfDiverged, ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast
 
 TEST_METRICS = ("test/score", "test/exact_match", "test/chrf")
@@ -75,6 +75,7 @@ def make_trainer(
             ValidateEvery(val_interval),
             SaveLast(output_dir / LAST),
             SaveBest(output_dir / BEST),
+            *([ProgressBar()] if progress else []),
         ],
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
@@ -97,3 +98,16 @@ def record_hparams(trainer: pl.Trainer, settings: Mapping[str, Any], metrics: Ma
         writer._get_file_writer().add_summary(summary)  # as Lightning does: a closed writer opens again
     trainer.logger.log_metrics(final, trainer.global_step)  # type: ignore[union-attr]
     trainer.logger.save()  # type: ignore[union-attr]
+
+
+def losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """The validation losses before and after training as a small table."""
+    rows = [f"{'':17}{'before':>10}{'after':>10}"]
+    for name, key in (
+        ("validation loss", "val/loss"),
+        ("  response only", "val/response_loss"),
+        ("perplexity", "val/perplexity"),
+        ("  response only", "val/response_perplexity"),
+    ):
+        rows.append(f"{name:17}{before[key]:10.3f}{after[key]:10.3f}")
+    return "\n".join(rows)

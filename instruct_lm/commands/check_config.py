@@ -1,0 +1,254 @@
+"""From composed values to one typed configuration; all faults are reported at once, each with its key and remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from types import NoneType
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from instruct_lm.config import COMMANDS, CommonConfig, Group
+from instruct_lm.errors import InputError
+
+AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
+Values = Mapping[str, Any]
+
+# What pydantic's error types mean for the user: "must be …".
+_WORDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list such as [a,b]",
+    "model_type": "set key by key",
+    "literal_error": "one of {expected}",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:.0f}",
+    "less_than_equal": "at most {le:g}",
+    "value_error": "{error}",
+}
+
+
+def make_config(kind: type[AnyConfig], values: Values, combinations: bool = True) -> AnyConfig:
+    """Check types, ranges and combinations, and return the typed configuration.
+
+    Args:
+        kind: `TrainConfig` or `EvaluateConfig`.
+        values: Nested plain values, one for each key.
+        combinations: False checks only each value by itself.
+
+    Raises:
+        InputError: One line or two for each fault, with key, value and remedy.
+    """
+    faults = find_faults(kind, values)
+    messages = list(faults.values())
+    if combinations:
+        valid = {key: value for key, value in flatten(values).items() if key not in faults}
+        for check in _COMBINATIONS:
+            with contextlib.suppress(KeyError):  # a key that this command lacks, or one whose own fault is reported
+                messages.extend(check(valid))
+    if messages:
+        raise InputError("\n".join(messages))
+    return kind.model_validate(values)
+
+
+def find_faults(kind: type[Group], values: Values, partial: bool = False) -> dict[str, str]:
+    """Check each value by itself.
+
+    Args:
+        kind: The schema.
+        values: Nested plain values.
+        partial: Whether keys may be missing.
+
+    Returns:
+        A message for each dotted key at fault.
+    """
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    else:
+        return {}
+    known, faults, missing = all_keys(kind), {}, []
+    for detail in details:
+        names, fault = [str(name) for name in detail["loc"]], detail["type"]
+        if fault == "missing":
+            missing.append(".".join(names))
+        elif fault == "extra_forbidden":
+            key = ".".join(names)
+            faults[key] = f"{key}: {no_such_key(kind, key)}"
+        else:
+            while ".".join(names) not in known:
+                names.pop()  # an index of a list, a branch of a union
+            key, context = ".".join(names), detail.get("ctx", {})
+            if "expected" in context:  # "'a', 'b' or 'c'"
+                context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+            or_null = " or null" if NoneType in get_args(known[key].annotation) else ""
+            value = json.dumps(value) if (value := detail["input"]) is None or isinstance(value, bool) else value
+            faults.setdefault(key, f"{key}={value} must be {_WORDS[fault].format(**context)}{or_null}.")
+    if missing and not partial:
+        faults[missing[0]] = f"No value for {', '.join(missing)}."
+    return faults
+
+
+def all_keys(kind: type[Group], prefix: str = "") -> dict[str, FieldInfo]:
+    """The dotted key of every group and field of a schema."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        found[prefix + name] = field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            found |= all_keys(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def no_such_key(kind: type[Group], key: str) -> str:
+    """What to do about a key that a schema lacks: the other command's key, the nearest one, or those there are."""
+    for name, other in COMMANDS.items():
+        if other is not kind and key in all_keys(other):
+            return f"only {name}.py has this key. Leave it out."
+    known = list(all_keys(kind))
+    group, _, leaf = key.rpartition(".")
+    near = get_close_matches(leaf, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
+    meant = [name for name in known if near and name.rpartition(".")[2] == near[0]]
+    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
+    group = group if group in known else ""
+    siblings = [name for name in known if name.rpartition(".")[0] == group]
+    return f"there is no such key.{hint} {group or 'The command'} has {', '.join(siblings)}."
+
+
+def flatten(values: Values, prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+def nest(flat: Values) -> dict[str, Any]:
+    """`{"data.limit": 5}` → `{"data": {"limit": 5}}`."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, leaf = key.split(".")
+        node = values
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = value
+    return values
+
+
+# Combinations. Each check gets the flat values without those at fault and yields a message for what cannot be combined.
+
+
+def _heads(v: Values) -> Iterator[str]:
+    width, heads = v["model.n_embd"], v["model.n_head"]
+    if width % heads:
+        yield f"model.n_embd={width} is not a multiple of model.n_head={heads}: change one."
+    elif v["model.position"] == "rotary" and width // heads % 2:
+        yield (
+            f"model.n_embd={width} over model.n_head={heads} gives heads of odd width {width // heads}: "
+            "model.position=rotary turns pairs, choose sizes with an even width."
+        )
+    if (shared := v["model.n_kv_head"]) is not None and heads % shared:
+        yield f"model.n_head={heads} is not a multiple of model.n_kv_head={shared}: change one."
+
+
+def _longest(v: Values) -> Iterator[str]:
+    length, block_size = v["data.max_length"], v["model.block_size"]
+    if length is not None and length > block_size:
+        yield (
+            f"data.max_length={length} is over model.block_size={block_size}, the longest sequence of "
+            f"{v['model.name']}: use at most that, or null for all of it."
+        )
+
+
+def _fractions(v: Values) -> Iterator[str]:
+    train, test = v["data.train_fraction"], v["data.test_fraction"]
+    if train + test > 1 + 1e-9:  # 1e-9: 0.7 + 0.2 + 0.1 and the like
+        yield (
+            f"data.train_fraction={train} and data.test_fraction={test} add up to {train + test:g}, over 1: lower one; "
+            "what is left becomes the validation split."
+        )
+
+
+def _greedy(v: Values) -> Iterator[str]:
+    for key in ("generation.top_k", "generation.top_p"):
+        if v["generation.temperature"] == 0 and v[key] is not None:
+            yield (
+                f"{key}={v[key]} has no effect with generation.temperature=0 (greedy): choose generation=sample or a "
+                "temperature."
+            )
+
+
+def _prompt_weight(v: Values) -> Iterator[str]:
+    if v["mask_instructions"] and v["prompt_loss_weight"]:
+        yield (
+            "mask_instructions=true gives the prompt weight 0, but "
+            f"prompt_loss_weight={v['prompt_loss_weight']}: leave out one of them."
+        )
+
+
+def _dropout(v: Values) -> Iterator[str]:
+    for key in ("model.dropout", "lora.dropout"):
+        if v[key] > 0 and v["data.layout"] == "packed" and "optimizer.name" in v:
+            yield (
+                f"{key}={v[key]} with data.layout=packed: the examples of a batch would share the dropout of their "
+                f"common prefix. Use data.layout=padded, or {key}=0."
+            )
+
+
+def _adapters(v: Values) -> Iterator[str]:
+    if v["lora.rank"] > 0 and (not v["lora.targets"] or v["lora.alpha"] == 0):
+        yield (
+            f"lora.rank={v['lora.rank']} with lora.targets={v['lora.targets']} and lora.alpha={v['lora.alpha']} trains "
+            "nothing: choose lora=r16, or give both."
+        )
+
+
+def _in_backward(v: Values) -> Iterator[str]:
+    for key, needed in {"optimizer.name": "adamw", "trainer.accumulate": 1, "trainer.clip_norm": None}.items():
+        if v["optimizer.in_backward"] and v[key] != needed:
+            yield (
+                f"{key}={v[key]} with optimizer.in_backward=true: AdamW then uses each gradient at once and frees it, "
+                f"so none can be summed or measured. Use optimizer.in_backward=false, or leave out {key}."
+            )
+
+
+def _limits(v: Values) -> Iterator[str]:
+    steps = v["trainer.max_steps"]
+    if v["trainer.max_epochs"] is None and steps is None:
+        yield "trainer.max_epochs=null and trainer.max_steps=null: training would never end. Give one of them."
+    if steps is not None and (warmup := v["optimizer.warmup_steps"]) >= steps:
+        yield (
+            f"optimizer.warmup_steps={warmup} is not below trainer.max_steps={steps}: the learning rate would never "
+            "be reached. Give fewer warm-up steps or more steps."
+        )
+
+
+def _answers(v: Values) -> Iterator[str]:
+    if v["run"] is not None and v["responses"] is not None:
+        yield f"run={v['run']} and responses={v['responses']}: give a run that answers or a file of answers, not both."
+    if v["responses"] is not None and v["judge.kind"] == "none":
+        yield "judge=none with responses=… leaves nothing to do: choose judge=reference or another judge."
+
+
+def _judges(v: Values) -> Iterator[str]:
+    needed = {"ollama": ("model", "base_url"), "openai": ("model", "base_url"), "llamacpp": ("weights",)}
+    for group in ("judge", "second_judge"):
+        kind = v[f"{group}.kind"]
+        for name in needed.get(kind, ()):
+            if v[f"{group}.{name}"] is None:
+                yield f"{group}.{name}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml."
+
+
+_COMBINATIONS: tuple[Callable[[Values], Iterator[str]], ...] = (
+    *(_heads, _longest, _fractions, _greedy, _prompt_weight, _dropout),
+    *(_adapters, _in_backward, _limits, _answers, _judges),
+)

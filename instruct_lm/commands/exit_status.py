@@ -1,0 +1,42 @@
+"""The exit status of every command: 0 when all was done, 2 for bad input or configuration, 1 for anything else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from instruct_lm.errors import InputError, RunError
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """The exit status of an error and its message: a traceback only where the error is a bug."""
+    if isinstance(error, (InputError, RunError)):
+        return 2 if isinstance(error, InputError) else 1, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 1, "Interrupted."
+    if isinstance(error, BrokenPipeError):
+        return 1, "The program that reads the output has ended."
+    return 1, "".join(traceback.format_exception(error)).rstrip()
+
+
+def exit_status(job: Callable[..., object], *args: Any) -> int:
+    """Call `job(*args)` and return the exit status, after a message on stderr where it failed."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(
+                errors="replace" if stream is sys.stdin else "backslashreplace"
+            )  # not every one is UTF-8
+    try:
+        job(*args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # piped into head: Python must not fail again when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = describe(error)
+        print(message, file=sys.stderr)
+        return status
+    return 0
