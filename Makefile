@@ -27,7 +27,7 @@ UNTUNED := outputs/demo-untuned
 help:
 	@echo 'make demo    fine-tune SmolLM2-135M on the embedded entries; a table of before and after (minutes)'
 	@echo 'make test    all tests'
-	@echo 'make lint    ruff and mypy'
+	@echo 'make lint    ruff, mypy and import-linter (which folder may import which)'
 	@echo 'make bench   speed and memory beside other libraries; BENCH="training --rounds 1" picks'
 	@echo 'make clean   delete .venv and the tools'\'' caches; outputs/ and downloads stay'
 	@echo
@@ -61,6 +61,7 @@ lint: $(DEV_DONE)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 bench: $(BENCH_DONE) $(BOOK_DONE)
 	$(PY) -m benchmarks $(BENCH)
