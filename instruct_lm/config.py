@@ -110,7 +110,7 @@ class DeviceConfig(Group):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(description="auto: CUDA, then MPS, then CPU")
     devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] | None = Field(
-        description="null: bf16-mixed on a GPU that can, else 32-true"
+        description="null: by the device"
     )
     strategy: Text = Field(description="as Lightning's Trainer: auto, ddp, fsdp, …")
     num_nodes: Count = Field(description="machines")
@@ -150,7 +150,7 @@ class LoraConfig(Group):
     rank: Annotated[int, Field(ge=0)] = Field(description="0: full fine-tuning")
     alpha: NotNegative = Field(description="adapters are scaled by alpha / rank")
     dropout: BelowOne = Field(description="over 0 needs data.layout=padded")
-    targets: list[Target] = Field(description="linear layers of each block: attn.qkv, attn.proj, mlp.fc, mlp.proj")
+    targets: list[Target] = Field(description="linear layers of each block; [] with rank 0")
     base_dtype: Literal["float32", "bfloat16"] = Field(description="bfloat16: half the memory of frozen matrices")
 
 
@@ -171,7 +171,7 @@ class JudgeConfig(Group):
     kind: Literal["reference", "ollama", "openai", "llamacpp", "none"] = Field(description="set by the choice")
     model: Text | None = Field(description="its name on the server")
     base_url: Url | None = Field(description="the server's address")
-    api_key_env: Text | None = Field(description="the environment variable that holds the key")
+    api_key_env: Text | None = Field(description="name of the environment variable that holds the key")
     concurrency: Count = Field(description="requests at a time")
     timeout: Positive = Field(description="seconds a request")
     temperature: NotNegative = Field(description="0: the likeliest score")

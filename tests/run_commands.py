@@ -7,35 +7,60 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
-from instruct_lm.commands.hydra_app import CONF, run_command
+from instruct_lm.commands.check_config import make_config
+from instruct_lm.commands.hydra_app import hydra_command, register
+from instruct_lm.config import COMMANDS, CONF
 
 ROOT = CONF.parent
-Main = Callable[[DictConfig], int | None]
+Main = Callable[[Any], int | None]
+
+
+@cache
+def _composed(name: str, *choices: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(choices))
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    """The values that Hydra composes, before any check of this project."""
+    groups = {path.name for path in CONF.iterdir()}
+    choices = [override for override in overrides if override.partition("=")[0] in groups]
+    values = OmegaConf.from_dotlist([override for override in overrides if override not in choices])
+    return OmegaConf.to_container(OmegaConf.merge(_composed(name, *choices), values), resolve=True)  # type: ignore[return-value]
+
+
+def typed(name: str, *overrides: str) -> Any:
+    """The typed configuration of a command line."""
+    return make_config(COMMANDS[name], composed(name, *overrides))
 
 
 @contextmanager
 def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """Gives a function that runs a command in `folder`: exit status, stderr, and what `main` was called with."""
 
-    def run(name: str, *args: str, main: Main = lambda cfg: None) -> tuple[int, str, list[DictConfig]]:
-        seen: list[DictConfig] = []
+    def run(name: str, *args: str, main: Main = lambda config: None) -> tuple[int, str, list[Any]]:
+        seen: list[Any] = []
 
-        def recorded(cfg: DictConfig) -> int | None:
-            seen.append(cfg)
-            return main(cfg)
+        def recorded(config: Any) -> int | None:
+            seen.append(config)
+            return main(config)
 
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
-        status = run_command(name, recorded)
-        return status, capsys.readouterr().err, seen
+        with pytest.raises(SystemExit) as ended, hydra_command(name, recorded) as job:
+            job()
+        return ended.value.code, capsys.readouterr().err, seen  # type: ignore[return-value]
 
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored at the end: run_command sets it
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored at the end: hydra_command sets it
     # Hydra closes the handlers listed here; absl's (rouge-score's) would close pytest's stderr with itself.
     monkeypatch.setattr(logging, "_handlerList", [])
     handlers, level = logging.root.handlers[:], logging.root.level

@@ -1,31 +1,29 @@
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
 
-from instruct_lm.commands.hydra_app import CONF, register
+from instruct_lm.commands.build import choose_accelerator
+from instruct_lm.commands.check_config import all_keys, find_faults, flatten, make_config, nest
 from instruct_lm.config import (
-    SCHEMAS,
+    COMMANDS,
+    CONF,
     DataConfig,
-    check_device,
-    check_evaluate_config,
-    check_train_config,
-    schema_types,
+    DeviceConfig,
+    Target,
+    TrainConfig,
+    model_config,
 )
 from instruct_lm.errors import InputError
+from tests.run_commands import composed, typed
 
-CHECKS: dict[str, Callable[[DictConfig], None]] = {"train": check_train_config, "evaluate": check_evaluate_config}
 GROUPS = ("model", "data", "prompt", "device", "optimizer", "trainer", "lora", "generation", "judge", "experiment")
 CHOICES = [
     (group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"), key=lambda p: p.stem)
@@ -44,32 +42,13 @@ CONTRACT = {
 }
 
 
-@cache
-def composed_groups(name: str, *choices: str) -> DictConfig:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(choices))
-
-
-def composed(name: str, *overrides: str) -> DictConfig:
-    choices = [override for override in overrides if override.split("=")[0] in GROUPS]
-    values = [override for override in overrides if override not in choices]
-    return OmegaConf.merge(composed_groups(name, *choices), OmegaConf.from_dotlist(values))  # type: ignore[return-value]
-
-
-def leaves(node: Any, prefix: str = "") -> set[str]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]}
-    return set().union(*(leaves(value, f"{prefix}{key}.") for key, value in node.items()))
-
-
 def test_the_groups_have_the_choices_of_the_contract() -> None:
     found = {group: [choice for g, choice in CHOICES if g == group] for group in GROUPS}
     assert found == CONTRACT
 
 
 def test_the_defaults_are_the_contracts() -> None:
-    cfg = composed("train")
+    values = flatten(composed("train"))
     expected = {
         "mask_instructions": False,
         "prompt_loss_weight": None,
@@ -79,6 +58,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "resume": None,
         "cache_dir": None,
         "offline": False,
+        "fast": True,
         "mirror": None,
         "model.name": "gpt2-medium",
         "data.name": "instruction",
@@ -95,8 +75,8 @@ def test_the_defaults_are_the_contracts() -> None:
         "generation.max_new_tokens": 256,
         "generation.temperature": 0.0,
     }
-    assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
-    evaluation = composed("evaluate")
+    assert {key: values[key] for key in expected} == expected
+    evaluation = typed("evaluate")
     assert (evaluation.judge.kind, evaluation.split, evaluation.checkpoint) == ("reference", "test", "best")
     assert evaluation.run is None
     assert evaluation.responses is None
@@ -104,15 +84,14 @@ def test_the_defaults_are_the_contracts() -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_fills_every_field_and_passes_the_checks(group: str, choice: str) -> None:
-    commands = [name for name, schema in SCHEMAS.items() if group in dict(schema_types(schema))]
+    commands = [name for name, kind in COMMANDS.items() if group in kind.model_fields]
     for name in ["train"] if group == "experiment" else commands:
-        cfg = composed(name, f"{group}={choice}")
-        assert OmegaConf.missing_keys(cfg) == set()
-        values = OmegaConf.to_container(cfg, resolve=True)
-        typed = {key for key, _ in schema_types(SCHEMAS[name])}
-        assert leaves(values) <= typed
-        assert {key for key in typed if not any(other.startswith(f"{key}.") for other in typed)} == leaves(values)
-        CHECKS[name](cfg)
+        values = composed(name, f"{group}={choice}")
+        typed_keys = all_keys(COMMANDS[name])
+        leaves = {key for key in typed_keys if not any(other.startswith(f"{key}.") for other in typed_keys)}
+        assert leaves == flatten(values).keys()
+        config = make_config(COMMANDS[name], values)
+        assert make_config(COMMANDS[name], config.model_dump()) == config
 
 
 @pytest.mark.parametrize(
@@ -133,10 +112,10 @@ def test_model_sizes_give_the_published_number_of_parameters(
 
     from instruct_lm.model.gpt import GPT, GPTConfig
 
-    model = composed("train", f"model={name}").model
+    model = model_config(name)
     assert (model.n_layer, model.n_head, model.n_embd) == sizes
     with torch.device("meta"):
-        gpt = GPT(GPTConfig(**{field.name: model[field.name] for field in fields(GPTConfig)}))
+        gpt = GPT(GPTConfig(**{field.name: getattr(model, field.name) for field in fields(GPTConfig)}))
     assert sum(p.numel() for p in {id(p): p for p in gpt.parameters()}.values()) == parameters
 
 
@@ -144,22 +123,35 @@ def test_hashes_in_conf_are_those_of_the_files(shared_dir: Path) -> None:
     def sha256(pattern: str) -> set[str]:
         return {hashlib.sha256(path.read_bytes()).hexdigest() for path in shared_dir.glob(pattern)}
 
-    cfg = composed("train", "model=gpt2-xl")
+    cfg = typed("train", "model=gpt2-xl")
     assert sha256("data/instruction-data.json") == {cfg.data.sha256}
     assert cfg.model.tokenizer_sha256 in sha256("tiktoken/*")
 
 
 def test_choices_named_in_two_places_agree() -> None:
-    from instruct_lm.config import LORA_TARGETS
     from instruct_lm.data.encoding import OVERLONG
+    from instruct_lm.data.prompts import STYLES
     from instruct_lm.model.lora import TARGETS
 
-    overlong = next(f for f in fields(DataConfig) if f.name == "overlong").metadata["rule"]
-    assert all(overlong.holds(name) for name in OVERLONG)
-    assert overlong.words == f"one of {', '.join(OVERLONG)}"
-    assert LORA_TARGETS["rule"].holds(list(TARGETS))
-    assert LORA_TARGETS["rule"].words == f"some of {', '.join(TARGETS)}"
-    assert tuple(composed("train", "lora=r16").lora.targets) == TARGETS
+    assert get_args(DataConfig.model_fields["overlong"].annotation) == tuple(OVERLONG)
+    assert set(get_args(TrainConfig.model_fields["prompt"].annotation.model_fields["style"].annotation)) == set(STYLES)
+    assert get_args(Target) == TARGETS
+    assert tuple(typed("train", "lora=r16").lora.targets) == TARGETS
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_model_is_read_without_hydra_as_hydra_reads_it(path: Path) -> None:
+    assert model_config(path.stem) == typed("train", f"model={path.stem}").model
+
+
+def test_an_unknown_model_is_named_with_the_choices() -> None:
+    with pytest.raises(InputError, match=r"model=gpt3: .*gpt2-medium, gpt2-tiny, gpt2-xl, smollm2-135m"):
+        model_config("gpt3")
+
+
+def test_a_typed_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        typed("train").seed = 5
 
 
 def test_configuration_names_no_code() -> None:
@@ -182,47 +174,48 @@ def test_masking_sweeps_five_weights_and_three_seeds() -> None:
 
 REFUSED = [
     # overrides; what the message names: key and value, then the remedy
-    (["optimizer.lr=0"], "optimizer.lr=0.0", "greater than 0"),
-    (["optimizer.lr=nan"], "optimizer.lr=nan", "greater than 0"),
-    (["optimizer.lr=inf"], "optimizer.lr=inf", "greater than 0"),
-    (["optimizer.beta2=1"], "optimizer.beta2=1.0", "less than 1"),
+    (["optimizer.lr=0"], "optimizer.lr=0 must be", "greater than 0"),
+    (["optimizer.lr=.nan"], "optimizer.lr=nan", "a finite number"),
+    (["optimizer.lr=.inf"], "optimizer.lr=inf", "a finite number"),
+    (["optimizer.beta2=1"], "optimizer.beta2=1 ", "less than 1"),
     (["optimizer.schedule=linear"], "optimizer.schedule=linear", "one of constant, cosine"),
     (["data.batch_size=0"], "data.batch_size=0", "1 or more"),
     (["data.limit=0"], "data.limit=0", "1 or more"),
-    (["data.train_fraction=1"], "data.train_fraction=1.0", "between 0 and 1"),
-    (["data.test_fraction=0"], "data.test_fraction=0.0", "between 0 and 1"),
+    (["data.train_fraction=1"], "data.train_fraction=1 ", "less than 1"),
+    (["data.test_fraction=0"], "data.test_fraction=0 ", "greater than 0"),
     (["data.test_fraction=0.2"], "data.train_fraction=0.85 and data.test_fraction=0.2 add up to 1.05", "lower one"),
     (["data.overlong=cut"], "data.overlong=cut", "one of drop, truncate_prompt, truncate, error"),
     (["data.layout=ragged"], "data.layout=ragged", "one of packed, padded"),
     (["data.sha256=abc"], "data.sha256=abc", "64 hexadecimal digits"),
     (["data.max_length=1025"], "data.max_length=1025 is over model.block_size=1024", "use at most that"),
     (["model.block_size=64", "data.max_length=65"], "data.max_length=65 is over model.block_size=64", "null"),
-    (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "from 0 to 1"),
-    (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "from 0 to 1"),
+    (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "at most 1"),
+    (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "0 or more"),
     (["mask_instructions=true", "prompt_loss_weight=0.5"], "prompt_loss_weight=0.5", "leave out one"),
     (["prompt.style=vicuna"], "prompt.style=vicuna", "one of alpaca, phi3, chatml"),
-    (["model.dropout=1"], "model.dropout=1.0", "less than 1"),
+    (["model.dropout=1"], "model.dropout=1 ", "less than 1"),
     (["model.dropout=0.1"], "model.dropout=0.1 with data.layout=packed", "data.layout=padded"),
     (["lora=r16", "lora.dropout=0.1"], "lora.dropout=0.1 with data.layout=packed", "data.layout=padded"),
     (["lora.rank=8"], "lora.rank=8", "lora=r16"),
     (["lora.rank=-1"], "lora.rank=-1", "0 or more"),
-    (["lora=r16", "lora.targets=[attn.qvk]"], "lora.targets=['attn.qvk']", "attn.qkv"),
+    (["lora=r16", "lora.targets=[attn.qvk]"], "lora.targets=attn.qvk", "attn.qkv"),
     (["model.n_head=3"], "model.n_embd=1024 is not a multiple of model.n_head=3", "change one"),
     (["model.n_kv_head=5"], "model.n_head=16 is not a multiple of model.n_kv_head=5", "change one"),
     (["model=smollm2-135m", "model.n_embd=27", "model.n_kv_head=9"], "model.n_embd=27", "even width"),
     (["model.norm=batchnorm"], "model.norm=batchnorm", "one of layernorm, rmsnorm"),
     (["trainer.max_epochs=0"], "trainer.max_epochs=0", "1 or more"),
     (["trainer.max_epochs=null"], "trainer.max_epochs=null and trainer.max_steps=null", "Give one"),
-    (["trainer.val_interval=0"], "trainer.val_interval=0.0", "greater than 0"),
-    (["trainer.clip_norm=0"], "trainer.clip_norm=0.0", "greater than 0"),
+    (["trainer.val_interval=0"], "trainer.val_interval=0 ", "greater than 0"),
+    (["trainer.clip_norm=0"], "trainer.clip_norm=0 ", "greater than 0"),
     (["optimizer.warmup_steps=5", "trainer.max_steps=5"], "optimizer.warmup_steps=5", "fewer warm-up steps"),
     (["device.devices=0"], "device.devices=0", "a number of devices, auto"),
     (["device.precision=fp8"], "device.precision=fp8", "32-true"),
-    (["generation.temperature=-1"], "generation.temperature=-1.0", "0 or more"),
-    (["generation=sample", "generation.top_p=0"], "generation.top_p=0.0", "greater than 0, at most 1"),
+    (["generation.temperature=-1"], "generation.temperature=-1 ", "0 or more"),
+    (["generation=sample", "generation.top_p=0"], "generation.top_p=0 ", "greater than 0"),
     (["generation=sample", "generation.top_k=0"], "generation.top_k=0", "1 or more"),
     (["generation.top_k=5"], "generation.top_k=5", "generation=sample"),
-    (["seed=-1"], "seed=-1", "0 to 4294967295"),
+    (["seed=-1"], "seed=-1", "0 or more"),
+    (["seed=4294967296"], "seed=4294967296", "less than 4294967296"),
     (["mirror=ftp://x"], "mirror=ftp://x", "http://"),
 ]
 
@@ -230,7 +223,7 @@ REFUSED = [
 @pytest.mark.parametrize(("overrides", "named", "remedy"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
 def test_what_cannot_be_is_named_with_its_value_and_remedy(overrides: list[str], named: str, remedy: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_train_config(composed("train", *overrides))
+        typed("train", *overrides)
     message = str(caught.value)
     assert named in message
     assert remedy in message
@@ -254,7 +247,7 @@ def test_what_cannot_be_is_named_with_its_value_and_remedy(overrides: list[str],
 )
 def test_what_an_evaluation_cannot_do_is_named(overrides: list[str], named: str, remedy: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_evaluate_config(composed("evaluate", *overrides))
+        typed("evaluate", *overrides)
     assert named in str(caught.value)
     assert remedy in str(caught.value)
 
@@ -276,39 +269,72 @@ def test_what_an_evaluation_cannot_do_is_named(overrides: list[str], named: str,
     ids=" ".join,
 )
 def test_the_limits_themselves_are_accepted(overrides: list[str]) -> None:
-    check_train_config(composed("train", *overrides))
+    typed("train", *overrides)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    overrides = ["optimizer.lr=-1", "data.batch_size=abc", "lora.targets=attn.qkv", "data.max_length=2000"]
+    with pytest.raises(InputError) as caught:
+        make_config(TrainConfig, {**composed("train", *overrides), "modl": "gpt2"})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    for part in (
+        "optimizer.lr=-1 must",
+        "data.batch_size=abc must",
+        "lora.targets=attn.qkv must",
+        "modl: ",
+        "over model",
+    ):
+        assert any(part in line for line in lines), part
+
+
+def test_a_combination_with_a_value_at_fault_is_not_reported_beside_it() -> None:
+    with pytest.raises(InputError) as caught:
+        typed("train", "data.train_fraction=2")
+    assert str(caught.value) == "data.train_fraction=2 must be less than 1."
+
+
+def test_missing_keys_are_named_together() -> None:
+    values = composed("train")
+    del values["seed"], values["data"]["limit"]
+    with pytest.raises(InputError, match=r"^No value for data\.limit, seed\.$"):
+        make_config(TrainConfig, values)
+    assert find_faults(TrainConfig, {"seed": 1}, partial=True) == {}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.recursive(st.integers(), lambda x: st.dictionaries(st.sampled_from("xyz"), x, min_size=1)),
+    )
+)
+def test_nest_undoes_flatten(values: dict[str, Any]) -> None:
+    assert nest(flatten(values)) == values
+
+
+PLAIN = flatten(composed("train"))
+
+
+def accepted(**values: Any) -> bool:
+    try:
+        make_config(TrainConfig, nest(PLAIN | {key.replace("__", "."): value for key, value in values.items()}))
+    except InputError:
+        return False
+    return True
 
 
 @given(st.floats())
 def test_prompt_loss_weight_is_accepted_exactly_from_0_to_1(weight: float) -> None:
-    cfg = PLAIN.copy()
-    cfg.prompt_loss_weight = weight
-    try:
-        check_train_config(cfg)
-    except InputError:
-        accepted = False
-    else:
-        accepted = True
-    assert accepted == (0 <= weight <= 1)
+    assert accepted(prompt_loss_weight=weight) == (0 <= weight <= 1)
 
 
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_fractions_are_accepted_up_to_a_sum_of_1(train: float, test: float) -> None:
-    cfg = PLAIN.copy()
-    cfg.data.train_fraction, cfg.data.test_fraction = train, test
-    try:
-        check_train_config(cfg)
-    except InputError:
-        assert train + test > 1
-    else:
-        assert train + test <= 1 + 1e-9
+    assert accepted(data__train_fraction=train, data__test_fraction=test) == (train + test <= 1 + 1e-9)
 
 
-PLAIN = composed("train")
-
-
-def device(**values: Any) -> DictConfig:
-    return OmegaConf.merge(PLAIN.device, values)  # type: ignore[return-value]
+def device(**values: Any) -> DeviceConfig:
+    return DeviceConfig.model_validate(composed("train")["device"] | values)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool) -> None:
@@ -323,8 +349,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool) -> None:
 )
 def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool, chosen: str) -> None:
     machine(monkeypatch, gpus, mps)
-    assert check_device(device()) == chosen
-    assert check_device(device(accelerator="cpu")) == "cpu"
+    assert choose_accelerator(device()) == chosen
+    assert choose_accelerator(device(accelerator="cpu")) == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -343,11 +369,11 @@ def test_a_device_that_is_not_here_is_named_with_those_that_are(
 ) -> None:
     machine(monkeypatch, gpus, mps=False)
     with pytest.raises(InputError) as caught:
-        check_device(device(**values))
+        choose_accelerator(device(**values))
     assert all(part in str(caught.value) for part in named), str(caught.value)
 
 
 def test_as_many_devices_as_there_are_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 2, mps=False)
     for devices in (2, "2", "0,1", "auto"):
-        assert check_device(device(accelerator="gpu", devices=devices)) == "gpu"
+        assert choose_accelerator(device(accelerator="gpu", devices=devices)) == "gpu"

@@ -70,7 +70,7 @@ def load(options: argparse.Namespace) -> Responder:
 
 
 def answers(responder: Responder, instruction: str) -> Iterator[str]:
-    """Yield the answer to an instruction as it grows, complete characters only; a remark first if the prompt was cut."""
+    """Yield the growing answer to an instruction, complete characters only; a remark first if the prompt was cut."""
     from instruct_lm.data.prompts import Example
 
     if not instruction.strip():

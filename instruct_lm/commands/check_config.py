@@ -90,8 +90,10 @@ def find_faults(kind: type[Group], values: Values, partial: bool = False) -> dic
             key, context = ".".join(names), detail.get("ctx", {})
             if "expected" in context:  # "'a', 'b' or 'c'"
                 context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
-            or_null = " or null" if NoneType in get_args(known[key].annotation) else ""
-            value = json.dumps(value) if (value := detail["input"]) is None or isinstance(value, bool) else value
+            or_null = ", or null" if NoneType in get_args(known[key].annotation) else ""
+            value = detail["input"]
+            if isinstance(value, (bool, list)) or value is None:
+                value = json.dumps(value, separators=(",", ":")).replace('"', "")  # as the user types it
             faults.setdefault(key, f"{key}={value} must be {_WORDS[fault].format(**context)}{or_null}.")
     if missing and not partial:
         faults[missing[0]] = f"No value for {', '.join(missing)}."
@@ -112,7 +114,7 @@ def no_such_key(kind: type[Group], key: str) -> str:
     """What to do about a key that a schema lacks: the other command's key, the nearest one, or those there are."""
     for name, other in COMMANDS.items():
         if other is not kind and key in all_keys(other):
-            return f"only {name}.py has this key. Leave it out."
+            return f"this command has no such key, {name}.py has it. Leave it out."
     known = list(all_keys(kind))
     group, _, leaf = key.rpartition(".")
     near = get_close_matches(leaf, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)

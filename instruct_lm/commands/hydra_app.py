@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -79,8 +80,8 @@ def hydra_command(
         except (Exception, KeyboardInterrupt) as error:
             status, message = describe(error)
             if multirun:
-                settings = " ".join(hydra_cfg.overrides.task)
-                message = f"Job {hydra_cfg.job.num} of the multirun failed ({settings}):\n{message}"
+                task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
+                message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
             log.error(message)
             raise _JobFailed from None
         if multirun and getattr(config, "evaluate", False):
@@ -149,6 +150,8 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
         yield f"{line}: a key cannot be taken away. Set it to null or another value."
     elif group not in groups and key not in known:
         yield f"{line}: {no_such_key(kind, key)}"
+    elif package := next((group for group in groups if group.endswith(f"@{key}")), None):
+        yield f"{line}: write {package}={override.value()}."
     elif override.is_add():
         yield f"{line} adds what is there already: write {line[1:]} without the +."
     elif override.is_sweep_override() and not multirun:
@@ -196,7 +199,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     hydra_cfg = HydraConfig.get()
     kind: Any = COMMANDS[name]
     sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, Path(hydra_cfg.runtime.output_dir)
-    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
+    overrides = OverridesParser.create().parse_overrides(task)
     given = [override.package or override.key_or_group for override in overrides]
     for source, sha256 in _HASH_OF.items():
         if source in given and sha256 not in given:  # a known hash belongs to its source
@@ -249,8 +253,8 @@ def help_keys(name: str) -> str:
     kind, lines = COMMANDS[name], ["  Keys (key=value)"]
     lines += [_help_line(f"    {key:<20}", field) for key, field in kind.model_fields.items() if field.description]
     if name == "train":
-        lines.append(f"    Beside resume these may change: {', '.join(runs.RESUME_MAY_CHANGE[:5])},")
-        lines.append(f"    {', '.join(runs.RESUME_MAY_CHANGE[5:])}")
+        changes = f"beside it may change: {', '.join(runs.RESUME_MAY_CHANGE)}"
+        lines += textwrap.wrap(changes, 116, initial_indent=" " * 25, subsequent_indent=" " * 25)
     lines += ["", "  Groups (group=choice, and group.key=value for its keys)"]
     for group in group_defaults(name):
         folder, _, package = group.partition("@")

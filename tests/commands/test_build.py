@@ -5,27 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from instruct_lm.commands import build
-from instruct_lm.commands.hydra_app import CONF, register
+from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError
 from instruct_lm.io.sources import Fetcher
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.lora import adapter_state
+from tests.run_commands import typed
 
 FETCHER = Fetcher(None, offline=True)
 
 
-def config(*overrides: str) -> Any:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", ["model=gpt2-tiny", *overrides]), resolve=True)
+def config(*overrides: str) -> TrainConfig:
+    return typed("train", "model=gpt2-tiny", *overrides)
 
 
-def model(values: Any) -> GPT:
-    return build.build_model(values["model"], values["lora"], values["seed"], FETCHER)
+def model(config: TrainConfig) -> GPT:
+    return build.build_model(config, FETCHER)
 
 
 def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
@@ -35,8 +32,8 @@ def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 def test_a_tokenizer_with_more_ids_than_embeddings_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.tokenizer=bytes has 257 ids, model\.vocab_size=256"):
-        build.build_tokenizer(config("model.vocab_size=256")["model"], FETCHER)
-    assert build.build_tokenizer(config("model.vocab_size=257")["model"], FETCHER).vocab_size == 257
+        build.build_tokenizer(config("model.vocab_size=256").model, FETCHER)
+    assert build.build_tokenizer(config("model.vocab_size=257").model, FETCHER).vocab_size == 257
 
 
 def test_a_seed_decides_random_weights_and_adapters() -> None:
@@ -48,7 +45,7 @@ def test_a_seed_decides_random_weights_and_adapters() -> None:
 
 def test_a_checkpoint_of_the_model_is_loaded(tmp_path: Path) -> None:
     values = config()
-    trained = model({**values, "seed": 7})
+    trained = model(values.model_copy(update={"seed": 7}))
     loaded = build.load_trained(values, save(tmp_path / "best.ckpt", trained.state_dict()), FETCHER)
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 

@@ -75,6 +75,11 @@ def test_the_answer_grows_to_what_evaluation_would_give(run: Path) -> None:
     )
 
 
+def test_the_plain_core_gives_the_same_answer(run: Path) -> None:
+    plain, fast = (chat.load(options(run, fast=fast)) for fast in (False, True))
+    assert list(chat.answers(plain, "Name a colour.")) == list(chat.answers(fast, "Name a colour."))
+
+
 def test_nothing_asked_and_too_much_asked_are_told(run: Path) -> None:
     responder = chat.load(options(run, max_new_tokens=4))
     assert list(chat.answers(responder, "  \n")) == [chat.EMPTY]
@@ -89,9 +94,9 @@ def test_nothing_asked_and_too_much_asked_are_told(run: Path) -> None:
     ("args", "said"),
     [
         (["nowhere"], "nowhere: no such folder"),
-        (["RUN", "--port", "0"], "0 is no port"),
-        (["RUN", "--max-new-tokens", "0"], "at least 1"),
-        (["RUN", "--temperature", "-1"], "positive number"),
+        (["RUN", "--web", "--port", "0"], "--port 0: give a number from 1"),
+        (["RUN", "--max-new-tokens", "0"], "generation.max_new_tokens=0 must be 1 or more"),
+        (["RUN", "--temperature", "-1"], "generation.temperature=-1.0 must be 0 or more"),
         (["RUN", "--checkpoint", "first"], "invalid choice: 'first'"),
     ],
 )
@@ -189,7 +194,7 @@ def test_a_taken_port_is_named(run: Path) -> None:
             command(run, "--web", "--port", str(port)), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT
         )
     assert done.returncode == 2
-    assert f"port {port} cannot be had" in done.stderr
+    assert f"Port {port} is not free" in done.stderr
     assert "leave out --port" in done.stderr
     assert "Traceback" not in done.stderr
 
