@@ -82,7 +82,9 @@ def score(config: dict[str, Any], responses: Path, output_dir: Path, subject: di
 
     status = judge_responses(config, "judge", responses, output_dir, subject)
     if subject.get("run") and config["checkpoint"] == "best":
-        record_evaluation(load(output_dir), config["split"])
+        evaluated = load(output_dir)
+        step, scores = evaluated.training.get("steps", 0), evaluated.values["score"]
+        record_evaluation(Path(subject["run"]), config["split"], step, scores, evaluated.summary)
     if config["second_judge"]["kind"] != "none":
         second = output_dir / "second"
         status |= judge_responses(config, "second_judge", responses, second, subject)

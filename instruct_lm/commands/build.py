@@ -15,7 +15,8 @@ from instruct_lm.data.encoding import resolve_prompt_loss_weight
 from instruct_lm.data.prompts import ALPACA, Example, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import Judge, make_judge
+from instruct_lm.evaluation.judges.base import Judge
+from instruct_lm.evaluation.judges.factory import make_judge
 from instruct_lm.io.sources import Fetcher
 from instruct_lm.model.generation import Sampling
 from instruct_lm.model.gpt import GPT, GPTConfig
@@ -149,7 +150,7 @@ def build_judge(settings: Config, fetcher: Fetcher) -> Judge | None:
         model = fetcher.fetch(settings["weights"], sha256=settings["weights_sha256"])
     return make_judge(
         settings["kind"],
-        lambda entry: ALPACA.prompt(Example(entry["instruction"], entry["input"], entry["output"])),
+        format_prompt=lambda entry: ALPACA.prompt(Example(entry["instruction"], entry["input"], entry["output"])),
         model=model,
         base_url=settings["base_url"],
         timeout=settings["timeout"],

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and what to call them."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -34,3 +35,12 @@ def file_stamps(*paths: str | Path | None) -> dict[str, list[int]]:
 def shown(path: Path) -> Path:
     """A path as the user would type it: relative where it lies in the current folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

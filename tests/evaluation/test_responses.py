@@ -90,12 +90,12 @@ def test_a_style_that_fills_the_model_is_named() -> None:
     ],
 )
 def test_answers_are_extracted(monkeypatch: pytest.MonkeyPatch, made: bytes, expected: Response) -> None:
-    monkeypatch.setattr(module, "generate", lambda *_, **__: [[*made, BYTES.end_of_text]])
+    monkeypatch.setattr("instruct_lm.respond.generate", lambda *_, **__: [[*made, BYTES.end_of_text]])
     assert responder().answer([EXAMPLE]) == [expected]
 
 
 def test_an_answer_without_end_token_did_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "generate", lambda *_, **__: [list(b"Blue"), []])
+    monkeypatch.setattr("instruct_lm.respond.generate", lambda *_, **__: [list(b"Blue"), []])
     assert responder().answer([EXAMPLE, EXAMPLE]) == [Response("Blue", 4, ended=False), Response("", 0, ended=False)]
 
 
@@ -171,9 +171,9 @@ def test_stopped_between_the_two_files_nothing_wrong_is_found(tmp_path: Path, mo
     ("content", "part"),
     [
         (b"{}", "expected a JSON list"),
-        (b"[1,", "is no JSON"),
-        (b"\xff\xfe\x00", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
+        (b"[1,", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (None, "No such file"),
     ],
 )

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import JudgeError, ReferenceJudge
-from instruct_lm.evaluation.judges.local import LlamaCppJudge
+from instruct_lm.evaluation.judges.base import JudgeError
+from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
+from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, rouge_l
 from instruct_lm.evaluation.scoring import ScoredEntry, describe_judge, score_responses, summarise
 
@@ -35,7 +36,11 @@ def format_prompt(entry):
 
 def judge_of(server, **options):
     return OpenAIJudge(
-        "m", format_prompt, base_url=server.url, api_key_env=None, **{"backoff": 0.001, "retries": 1, **options}
+        "m",
+        format_prompt=format_prompt,
+        base_url=server.url,
+        api_key_env=None,
+        **{"backoff": 0.001, "retries": 1, **options},
     )
 
 
@@ -144,7 +149,7 @@ def test_another_prompt_judge_or_response_starts_anew(tmp_path, change):
         options = {"model": "m", "format_prompt": format_prompt, **change}
         if options.pop("entries", None):
             entries[1]["model_response"] = "another"
-        judge = OpenAIJudge(options.pop("model"), options.pop("format_prompt"), base_url=server.url, **options)
+        judge = OpenAIJudge(options.pop("model"), base_url=server.url, **options)
         score_responses(entries, judge, path, progress=False)
     assert len(server.asked) == 6
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
@@ -186,7 +191,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.evaluation.test_scoring import *
-judge = OpenAIJudge("m", format_prompt, base_url=sys.argv[1], api_key_env=None)
+judge = OpenAIJudge("m", format_prompt=format_prompt, base_url=sys.argv[1], api_key_env=None)
 score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4, progress=False)
 """
 
@@ -323,10 +328,10 @@ def test_odd_characters_survive_the_file(tmp_path):
 
 def test_a_real_llama_server_is_asked_by_many(smollm2_gguf, tmp_path):
     pytest.importorskip("xllamacpp")
-    judge = LlamaCppJudge(smollm2_gguf, format_prompt, n_ctx=512, n_threads=1)
+    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt, n_ctx=512, n_threads=1)
     judge.check()
     try:
-        server = OpenAIJudge("any", format_prompt, base_url=judge.base_url, api_key_env=None)
+        server = OpenAIJudge("any", format_prompt=format_prompt, base_url=judge.base_url, api_key_env=None)
         through_http = score_responses(responses(8), server, tmp_path / "http.jsonl", concurrency=8, progress=False)
         in_process = score_responses(responses(3), judge, tmp_path / "scores.jsonl", concurrency=8, progress=False)
     finally:
