@@ -16,7 +16,13 @@ from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, rouge_l
-from instruct_lm.evaluation.scoring import ScoredEntry, describe_judge, score_responses, summarise
+from instruct_lm.evaluation.scoring import (
+    ScoredEntry,
+    describe_judge,
+    describe_summary,
+    score_responses,
+    summarise,
+)
 
 from .judge_server import JudgeServer, answering, in_turn
 
@@ -292,6 +298,24 @@ def test_reference_judge_and_no_judge(tmp_path):
     assert (nobody["n"], nobody["scored"], nobody["failed"], nobody["mean"], nobody["ci95"]) == (4, 0, 0, None, None)
     assert nobody["judge"] == {"kind": "none"}
     assert (nobody["exact_match"], nobody["chrf"], nobody["rouge_l"]) == (0.5, summary["chrf"], summary["rouge_l"])
+
+
+def test_a_summary_in_words():
+    scored = [
+        ScoredEntry(0, 80, None, True, 90.0, 100.0),
+        ScoredEntry(1, 40, None, False, 31.0, 50.0),
+        ScoredEntry(2, None, "HTTP 500", False, 20.0, 0.0),
+    ]
+    summary = {**summarise(scored, {"kind": "openai"}), "mean_tokens": 12.34, "ended": 2 / 3}
+    low, high = summary["ci95"]
+    assert describe_summary(summary).splitlines() == [
+        "3 answers: exact match 1 of 3, chrF 47.0, ROUGE-L 50.0",
+        "answers ended by the model: 67%, 12.3 tokens each",
+        f"score (openai): 60.0 of 100, 95% interval {low:.1f} to {high:.1f}",
+        "1 entries have no score, the first: entry 2, HTTP 500. Mean with those as 0: 40.0",
+    ]
+    unjudged = summarise([ScoredEntry(0, None, None, True, 90.0, 100.0)], {"kind": "none"})
+    assert describe_summary(unjudged) == "1 answers: exact match 1 of 1, chrF 90.0, ROUGE-L 100.0"
 
 
 def test_the_bar_shows_the_running_mean(tmp_path, capsys):

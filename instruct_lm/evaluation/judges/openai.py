@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from urllib3.exceptions import InvalidHeader, MaxRetryError
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import BOOK_PROMPT, Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.parsing import parse_score
+from instruct_lm.io.credentials import bearer_auth, read_secret
 
 CONNECT_TIMEOUT = 10.0  # seconds
 MAX_WAIT = 60.0  # seconds between two attempts, even if the server asks for more
@@ -111,7 +111,7 @@ class OpenAIJudge(Judge):
     def check(self) -> None:
         """Ask the server for its list of models, which costs nothing."""
         self._closed.clear()
-        if urlsplit(self.base_url).hostname == "api.openai.com" and not self._key():
+        if urlsplit(self.base_url).hostname == "api.openai.com" and not read_secret(self.api_key_env):
             needed = f"needs a key: export {self.api_key_env or 'OPENAI_API_KEY'}=…"
             raise InputError(f"judge.api_key_env={self.api_key_env}: {self.base_url} {needed}")
         reply = self._reach(f"{self.base_url}/models")
@@ -172,9 +172,8 @@ class OpenAIJudge(Judge):
         with requests.Session() as session:
             # A proxy set in the environment cannot reach servers on this machine.
             session.trust_env = urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")
-            timeout = (CONNECT_TIMEOUT, self.timeout)
-            # `auth` also keeps requests from sending a password of ~/.netrc
-            return session.request(method, url, json=body, auth=self._authorise, timeout=timeout, allow_redirects=False)
+            auth, timeout = bearer_auth(self.api_key_env), (CONNECT_TIMEOUT, self.timeout)
+            return session.request(method, url, json=body, auth=auth, timeout=timeout, allow_redirects=False)
 
     def _reach(self, url: str) -> requests.Response:
         try:
@@ -185,21 +184,8 @@ class OpenAIJudge(Judge):
     def _remedy(self) -> str:
         return f"Is the server running, and are judge.base_url and the key in {self.api_key_env} right?"
 
-    def _key(self) -> str:
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        if not re.fullmatch("[!-~]*", key):
-            raise InputError(
-                f"environment variable {self.api_key_env}: set it to the key alone, without other characters"
-            )
-        return key
-
-    def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if key := self._key():
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
-
     def _without_key(self, text: str) -> str:
-        key = self._key()
+        key = read_secret(self.api_key_env)
         return text.replace(key, "***") if key else text
 
 
