@@ -70,7 +70,9 @@ def score(config: EvaluateConfig, responses: Path, subject: dict[str, Any]) -> i
 
     status = judge_responses(config, config.judge, responses, config.folder, subject)
     if subject.get("run") and config.checkpoint == "best":
-        record_evaluation(load(config.folder), config.split)
+        evaluated = load(config.folder)
+        step, scores = evaluated.training.get("steps", 0), evaluated.values["score"]
+        record_evaluation(Path(subject["run"]), config.split, step, scores, evaluated.summary)
     if config.second_judge.kind != "none":
         second = config.folder / "second"
         status |= judge_responses(config, config.second_judge, responses, second, subject)

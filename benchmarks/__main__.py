@@ -215,7 +215,7 @@ def tokens(args: argparse.Namespace) -> Tables:
 def agreement(_: argparse.Namespace) -> Tables:
     """Judges against GPT-4, on the book's example answers and the scores that its repository publishes with them."""
     from instruct_lm.evaluation import metrics
-    from instruct_lm.evaluation.judges.base import ReferenceJudge
+    from instruct_lm.evaluation.judges.reference import ReferenceJudge
     from instruct_lm.io.sources import Fetcher
 
     def load(name: str) -> Any:

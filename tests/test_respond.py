@@ -1,4 +1,4 @@
-"""Prompts as training has them, and answers as the model meant them."""
+"""Prompts as in training, and answers as the model generated them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instruct_lm import respond as module
 from instruct_lm.data.encoding import encode_examples
 from instruct_lm.data.prompts import STYLES, Example, PromptStyle
 from instruct_lm.data.tokenizer import load_tokenizer
@@ -81,12 +80,12 @@ def test_a_style_that_fills_the_model_is_named() -> None:
     ],
 )
 def test_answers_are_extracted(monkeypatch: pytest.MonkeyPatch, made: bytes, expected: Response) -> None:
-    monkeypatch.setattr(module, "generate", lambda *_, **__: [[*made, BYTES.end_of_text]])
+    monkeypatch.setattr("instruct_lm.respond.generate", lambda *_, **__: [[*made, BYTES.end_of_text]])
     assert responder().answer([EXAMPLE]) == [expected]
 
 
 def test_an_answer_without_end_token_did_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "generate", lambda *_, **__: [list(b"Blue"), []])
+    monkeypatch.setattr("instruct_lm.respond.generate", lambda *_, **__: [list(b"Blue"), []])
     assert responder().answer([EXAMPLE, EXAMPLE]) == [Response("Blue", 4, ended=False), Response("", 0, ended=False)]
 
 

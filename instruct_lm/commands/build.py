@@ -17,7 +17,8 @@ from instruct_lm.data.encoding import resolve_prompt_loss_weight
 from instruct_lm.data.prompts import ALPACA, Example, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import Judge, make_judge
+from instruct_lm.evaluation.judges.base import Judge
+from instruct_lm.evaluation.judges.factory import make_judge
 from instruct_lm.io.sources import Fetcher
 from instruct_lm.model.generation import Sampling
 from instruct_lm.model.gpt import GPT, GPTConfig
@@ -229,4 +230,4 @@ def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:
     def prompt(entry: Any) -> str:
         return ALPACA.prompt(Example(entry["instruction"], entry["input"], entry["output"]))
 
-    return make_judge(judge.kind, prompt, **options)
+    return make_judge(judge.kind, format_prompt=prompt, **options)

@@ -1,4 +1,4 @@
-"""Files of answers: `responses.json` and the record of how they were made."""
+"""Files of answers: `responses.json`, and `responses.made.json` with what determined the answers."""
 
 from __future__ import annotations
 
@@ -19,76 +19,70 @@ RESPONSES, MADE_BY = "responses.json", "responses.made.json"
 def save_responses(
     folder: Path, examples: Sequence[Example], responses: Sequence[Response], made_by: Mapping[str, Any]
 ) -> None:
-    """Write `responses.json`, the list that other tools of the book read, and beside it how it was made.
+    """Write `responses.json`, the list that the book's tools read, and the record of how the answers were made.
 
     Args:
-        folder: where to.
-        examples: the entries.
-        responses: their answers, in the same order.
-        made_by: all that decides the answers, as plain values.
+        folder: Where to write.
+        examples: The entries.
+        responses: Their answers, in the same order.
+        made_by: Everything that determines the answers (model, data, seed, …), as JSON values.
     """
-    entries = [
-        {**asdict(example), "model_response": response.text}
-        for example, response in zip(examples, responses, strict=True)
-    ]
+    pairs = list(zip(examples, responses, strict=True))
+    entries = [{**asdict(example), "model_response": response.text} for example, response in pairs]
     made = [{"tokens": response.tokens, "ended": response.ended} for response in responses]
     _write(folder, entries, {"made_by": made_by, "responses": made})
 
 
 def copy_responses(source: Path, entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write entries that were loaded from ``source`` as `responses.json`, with its record of how they were made."""
-    _write(folder, entries, _record(source))
-
-
-def _write(folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any] | None) -> None:
-    """Whenever it is stopped, no record stands beside responses that are not its own."""
-    (folder / MADE_BY).unlink(missing_ok=True)
-    write_json(entries, folder / RESPONSES)
-    if record is not None:
-        write_json(record, folder / MADE_BY)
-
-
-def _record(responses: Path) -> dict[str, Any] | None:
-    """How a file of responses was made; None if we did not make it."""
-    if responses.name != RESPONSES:
-        return None
-    try:
-        return json.loads(responses.with_name(MADE_BY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """Write entries that were loaded from `source` to another folder, with the record that lies beside `source`."""
+    _write(folder, entries, _read_record(source))
 
 
 def find_responses(folder: Path, made_by: Mapping[str, Any]) -> Path | None:
-    """A folder whose responses were made in exactly this way: this one, or one beside it (another judge's)."""
+    """The folder whose answers were made with exactly `made_by`: `folder`, or one beside it; None if there is none."""
     for candidate in [folder, *sorted(path for path in folder.parent.glob("*") if path.is_dir())]:
-        record = _record(candidate / RESPONSES)
-        if record is not None and record["made_by"] == made_by and (candidate / RESPONSES).is_file():
+        if _read_record(candidate / RESPONSES).get("made_by") == made_by and (candidate / RESPONSES).is_file():
             return candidate
     return None
 
 
 def load_responses(path: Path) -> list[dict[str, Any]]:
-    """Entries with their ``model_response``, whoever made them.
+    """Load entries with their `model_response` from a JSON list, also one that another program wrote.
 
     Raises:
-        InputError: no readable JSON list.
+        InputError: The file cannot be read or holds no JSON list.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"responses file {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"responses file {path} is no JSON: {error}") from error
+        raise InputError(f"responses file {path} is not JSON: {error}") from error
     if not isinstance(entries, list):
         raise InputError(f"responses file {path}: expected a JSON list of entries with model_response")
     return entries
 
 
 def answer_statistics(responses: Path) -> dict[str, float]:
-    """Mean tokens an answer and the share that the model ended itself; nothing for a file that others made."""
-    record = _record(responses)
-    if record is None:
+    """`mean_tokens` per answer and the share `ended` by the model itself; empty if no record lies beside the file."""
+    made = _read_record(responses).get("responses", [])
+    totals = {"mean_tokens": sum(answer["tokens"] for answer in made), "ended": sum(answer["ended"] for answer in made)}
+    return {name: total / len(made) for name, total in totals.items()} if made else {}
+
+
+def _write(folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+    # The old record goes first: an interruption must not leave it beside other answers.
+    (folder / MADE_BY).unlink(missing_ok=True)
+    write_json(entries, folder / RESPONSES)
+    if record:
+        write_json(record, folder / MADE_BY)
+
+
+def _read_record(responses: Path) -> dict[str, Any]:
+    """The record of how a file of responses was made; empty for a file of another program."""
+    if responses.name != RESPONSES:
         return {}
-    made = record["responses"]
-    n = len(made)
-    return {"mean_tokens": sum(x["tokens"] for x in made) / n, "ended": sum(x["ended"] for x in made) / n}
+    try:
+        return json.loads(responses.with_name(MADE_BY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

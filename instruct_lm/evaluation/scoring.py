@@ -1,12 +1,13 @@
-"""Scores a set of responses, one line of `scores.jsonl` an entry as they come, and sums them up."""
+"""Scoring a set of answers: one line of `scores.jsonl` per entry, and a summary."""
 
 import hashlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import Judge, JudgeError, ReferenceJudge, Verdict
+from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
+from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, exact_match, rouge_l
+from instruct_lm.io.files import write_text
 
 logger = logging.getLogger(__name__)
 
-MAX_UNREACHABLE = 8  # entries in a row without a server to answer them: then the evaluation stops
+OFFLINE_METRICS = ("exact_match", "chrf", "rouge_l")
+MAX_UNREACHABLE = 8  # consecutive entries that could not reach the judge, after which scoring stops
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class ScoredEntry:
     """One line of `scores.jsonl`.
 
     Attributes:
-        index: Place of the entry in the responses, from 0.
-        score: The judge's score, 0-100; None if it failed, or there is no judge.
-        reason: Why it failed; None if it did not.
+        index: Position of the entry in the responses, from 0.
+        score: The judge's score, 0-100; None if judging failed or there is no judge.
+        reason: Why judging failed; None if it did not.
         exact_match: Whether response and reference are equal after normalisation.
         chrf: Sentence chrF, 0-100.
         rouge_l: ROUGE-L F-measure, 0-100.
-        raw: The judge's answer as it came.
+        raw: The judge's reply as text.
     """
 
     index: int
@@ -45,39 +49,30 @@ class ScoredEntry:
     rouge_l: float
     raw: str | None = None
 
-    @property
-    def settled(self) -> bool:
-        """Whether the judge answered, if only in prose: then it is not asked again. A network failure is."""
-        return self.reason is None or self.raw is not None
-
 
 def score_responses(
-    entries: Sequence[Mapping[str, Any]],
-    judge: Judge | None,
-    path: Path,
-    concurrency: int = 8,
-    progress: bool = True,
+    entries: Sequence[Mapping[str, Any]], judge: Judge | None, path: Path, concurrency: int = 8, progress: bool = True
 ) -> list[ScoredEntry]:
-    """Score every response, going on where an interrupted call with the same judge and responses stopped.
+    """Score every response; continue where an interrupted call with the same judge and responses stopped.
 
-    Each line of `path` is written to the disk before the next question is asked in its place. A line carries the
-    fingerprint of the judge's description and the responses; if a file holds another one, it is replaced. An entry
-    whose judge did not answer is asked again by the next call and gets a second line: the last one counts.
+    Each score is appended to `path` and synced as soon as it is known. Each line carries a fingerprint of the judge and
+    the responses; a file with another fingerprint is replaced. An entry that got no reply from the judge is asked again
+    by the next call and gets a second line: the last line counts.
 
     Args:
-        entries: Content of `responses.json`: the keys `instruction`, `output`, `model_response` and, if any, `input`.
+        entries: Content of `responses.json`: the keys `instruction`, `output`, `model_response` and optionally `input`.
         judge: None computes the offline metrics alone.
         path: The `scores.jsonl` to append to.
-        concurrency: Questions in flight; the reference judge works without threads.
+        concurrency: Requests in flight; the reference judge uses one thread.
         progress: Show a bar with the mean so far.
 
     Returns:
-        One item an entry, in the order of `entries`.
+        One item per entry, in the order of `entries`.
 
     Raises:
-        InputError: No entries, an entry without its texts, or a judge that is misconfigured.
-        JudgeError: The judge cannot be asked, or `MAX_UNREACHABLE` entries in a row found no server. What was scored
-            stays in `path`. So it does after Ctrl-C, which waits for the answers that are under way.
+        InputError: No entries, an entry without its texts, or a misconfigured judge.
+        JudgeError: The judge cannot be reached, or `MAX_UNREACHABLE` consecutive entries failed to reach it. The scores
+            so far stay in `path`; so they do after Ctrl-C, which waits for the requests in flight.
     """
     texts = [_texts(entry, i) for i, entry in enumerate(entries)]
     if not texts:
@@ -85,73 +80,74 @@ def score_responses(
     if concurrency < 1:
         raise InputError(f"judge.concurrency={concurrency}: must be at least 1")
     mark = fingerprint(texts, judge)
-    scored = _resume(path, mark, len(texts))
-    todo = [i for i in range(len(texts)) if i not in scored or not scored[i].settled]
-    for i in todo:
-        scored.pop(i, None)
+    scored = _resume(path, mark)
+    todo = {i: entry for i, entry in enumerate(texts) if i not in scored}
     if judge and todo:
         judge.check()
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    one_at_a_time = threading.Lock()
-    unreachable = 0  # in a row
     numbers = [item.score for item in scored.values() if item.score is not None]
-    total, count = sum(numbers), len(numbers)
+    total, count, unreachable = sum(numbers), len(numbers), 0
     bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry", disable=not progress)
-
-    def ask(index: int) -> None:
-        nonlocal unreachable, total, count
-        entry = texts[index]
-        response, reference = entry["model_response"], entry["output"]
-        # before the question, so that nothing stands between an answer and its line
-        metrics = exact_match(response, reference), chrf(response, reference), rouge_l(response, reference)
-        verdict = judge.score(entry, response) if judge else Verdict(None)
-        item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, verdict.raw)
-        with one_at_a_time:
-            # one unbuffered write: a kill leaves a whole line or none
-            file.write(json.dumps({"fingerprint": mark, **asdict(item)}).encode() + b"\n")
-            os.fsync(file.fileno())
-            scored[index] = item
-            unreachable = unreachable + 1 if verdict.unreachable else 0
+    with bar, closing(_score_all(todo, judge, mark, path, concurrency)) as results:
+        for item, reached in results:
+            scored[item.index] = item
+            unreachable = 0 if reached else unreachable + 1
             if unreachable >= MAX_UNREACHABLE:
                 raise JudgeError(
-                    f"{unreachable} entries in a row found no judge, the last: {verdict.reason}.\n"
-                    f"{len(scored)} of {len(texts)} entries are kept in {path}; see to the server and run it again."
+                    f"{unreachable} entries in a row could not reach the judge, the last one: {item.reason}.\n"
+                    f"{len(scored)} of {len(texts)} entries are in {path}. Check the server and run the command again."
                 )
             if item.score is not None:
                 total, count = total + item.score, count + 1
                 bar.set_postfix_str(f"mean {total / count:.1f}", refresh=False)
             bar.update()
-
-    with bar, path.open("ab", buffering=0) as file:
-        if judge is None or isinstance(judge, ReferenceJudge):
-            for i in todo:
-                ask(i)
-        else:
-            with ThreadPoolExecutor(concurrency) as pool:  # leaving it waits for the answers under way
-                try:
-                    questions = [pool.submit(ask, i) for i in todo]
-                    for question in as_completed(questions):
-                        question.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    judge.close()
-                    raise
     return [scored[i] for i in range(len(texts))]
 
 
+def _score_all(
+    todo: Mapping[int, Mapping[str, str]], judge: Judge | None, mark: str, path: Path, concurrency: int
+) -> Generator[tuple[ScoredEntry, bool], None, None]:
+    """Yield entries in the order of completion, their lines written, and whether each reached the judge."""
+    one_at_a_time = threading.Lock()
+
+    def score(index: int) -> tuple[ScoredEntry, bool]:
+        entry = todo[index]
+        response, reference = entry["model_response"], entry["output"]
+        # The metrics come before the question, so that nothing delays writing the reply.
+        metrics = exact_match(response, reference), chrf(response, reference), rouge_l(response, reference)
+        verdict = judge.score(entry, response) if judge else Verdict(None)
+        item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, verdict.raw)
+        line = json.dumps({"fingerprint": mark, **asdict(item)}).encode() + b"\n"
+        with one_at_a_time:
+            file.write(line)  # unbuffered: a kill leaves the whole line or none of it
+            os.fsync(file.fileno())
+        return item, not verdict.unreachable
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workers = concurrency if judge and not isinstance(judge, ReferenceJudge) else 1
+    with path.open("ab", buffering=0) as file, ThreadPoolExecutor(workers) as pool:
+        try:
+            for done in as_completed([pool.submit(score, i) for i in todo]):
+                yield done.result()
+        except BaseException:  # an error, Ctrl-C, or closing: leaving the pool waits for the requests in flight
+            pool.shutdown(wait=False, cancel_futures=True)
+            if judge:
+                judge.close()
+            raise
+
+
 def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any]) -> dict[str, Any]:
-    """Sum up an evaluation as JSON values.
+    """Summarise an evaluation as JSON values.
 
     Args:
-        scored: What `score_responses` returned.
-        judge_description: What `describe_judge` returned.
+        scored: Result of `score_responses`.
+        judge_description: Result of `describe_judge`.
 
     Returns:
-        A dict of `n` entries = `scored` + `failed` (+ the rest, if there is no judge), `mean` score over the scored
-        ones with its 95% bootstrap interval `ci95` [low, high] over entries (both None if there are none),
-        `mean_failed_as_zero` over scored and failed, `failures` (index and reason of each), the `judge`, and over all
-        entries the share of `exact_match` in [0, 1] and the means of `chrf` and `rouge_l`, 0-100.
+        `n`: Entries, of which `scored` have a score and `failed` have a reason instead (without a judge: neither).
+        `mean`, `ci95`: Mean score and its 95% bootstrap interval [low, high] over entries; None if nothing is scored.
+        `mean_failed_as_zero`: Mean over scored and failed entries.
+        `exact_match`: Share of all entries, 0-1. `chrf`, `rouge_l`: Means over all entries, 0-100.
+        `judge`: The description. `failures`: Index and reason of each failed entry.
     """
     scores = [float(item.score) for item in scored if item.score is not None]
     failures = [{"index": item.index, "reason": item.reason} for item in scored if item.reason is not None]
@@ -163,26 +159,44 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         "mean": float(np.mean(scores)) if scores else None,
         "ci95": list(bootstrap_interval(scores)) if scores else None,
         "mean_failed_as_zero": sum(scores) / asked if asked else None,
-        "exact_match": float(np.mean([item.exact_match for item in scored])),
-        "chrf": float(np.mean([item.chrf for item in scored])),
-        "rouge_l": float(np.mean([item.rouge_l for item in scored])),
+        **{name: float(np.mean([getattr(item, name) for item in scored])) for name in OFFLINE_METRICS},
         "judge": dict(judge_description),
         "failures": failures,
     }
 
 
+def describe_summary(summary: Mapping[str, Any]) -> str:
+    """The main numbers of a summary in one to four lines of text."""
+    n = summary["n"]
+    lines = [
+        f"{n} answers: exact match {round(summary['exact_match'] * n)} of {n}, chrF {summary['chrf']:.1f}, "
+        f"ROUGE-L {summary['rouge_l']:.1f}"
+    ]
+    if "ended" in summary:
+        lines.append(f"answers ended by the model: {summary['ended']:.0%}, {summary['mean_tokens']:.1f} tokens each")
+    if summary["mean"] is not None:
+        kind, (low, high) = summary["judge"]["kind"], summary["ci95"]
+        lines.append(f"score ({kind}): {summary['mean']:.1f} of 100, 95% interval {low:.1f} to {high:.1f}")
+    if summary["failed"]:
+        first = summary["failures"][0]
+        lines.append(
+            f"{summary['failed']} entries have no score, the first: entry {first['index']}, {first['reason']}. "
+            f"Mean with those as 0: {summary['mean_failed_as_zero']:.1f}"
+        )
+    return "\n".join(lines)
+
+
 def describe_judge(judge: Judge | None) -> dict[str, Any]:
-    """The judge's description, also where there is none."""
+    """The judge's description; `{"kind": "none"}` without a judge."""
     return judge.describe() if judge else {"kind": "none"}
 
 
 def fingerprint(texts: Sequence[Mapping[str, str]], judge: Judge | None) -> str:
-    """16 hexadecimal digits that change with the judge's description and the responses."""
+    """16 hexadecimal digits that change with the judge's description and with the responses."""
     return hashlib.sha256(json.dumps([describe_judge(judge), list(texts)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _texts(entry: Mapping[str, Any], index: int) -> dict[str, str]:
-    """The four texts of an entry."""
     texts = {}
     for key in ("instruction", "input", "output", "model_response"):
         value = entry.get(key) if isinstance(entry, Mapping) else None
@@ -194,33 +208,28 @@ def _texts(entry: Mapping[str, Any], index: int) -> dict[str, str]:
     return texts
 
 
-def _resume(path: Path, mark: str, n: int) -> dict[int, ScoredEntry]:
-    """What an earlier call scored; removes a torn last line, and the whole file if it is of other scores."""
+def _resume(path: Path, mark: str) -> dict[int, ScoredEntry]:
+    """Index → entry for all that need no further question; drops cut lines, and the whole file if `mark` differs."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    scored: dict[int, ScoredEntry] = {}
-    readable = True
-    for line in content.splitlines():
+    content = path.read_text(encoding="utf-8", errors="replace")
+    kept, scored = "", {}
+    for line in content.split("\n"):
         try:
             values = json.loads(line)
-            known = values.pop("fingerprint", None) == mark
-            item = ScoredEntry(**values) if known else None
-            readable = True
+            if values.pop("fingerprint", None) != mark:
+                logger.warning("%s holds scores of another judge, prompt or set of responses: starting anew", path)
+                path.unlink()
+                return {}
+            item = ScoredEntry(**values)
         except (ValueError, TypeError, AttributeError):
-            readable = False  # its entry is asked again
-            continue
-        if item is None or not 0 <= item.index < n:
-            logger.warning("%s holds scores of another judge, prompt or set of responses: starting anew", path)
-            path.unlink()
-            return {}
+            continue  # cut when the process was killed: its entry is asked again
+        kept += f"{line}\n"
         scored[item.index] = item
-    if content and not content.endswith(b"\n"):
-        if not readable:
-            os.truncate(path, content.rfind(b"\n") + 1)
-        else:
-            with path.open("ab") as file:
-                file.write(b"\n")
+    if kept != content:
+        write_text(kept, path)
+    # A failure without a reply (the network's) is worth another attempt; one with a reply is not.
+    scored = {i: item for i, item in scored.items() if item.reason is None or item.raw is not None}
     if scored:
-        logger.info("%s: going on after %d scored entries", path, len(scored))
+        logger.info("%s: continuing after %d scored entries", path, len(scored))
     return scored

@@ -1,38 +1,39 @@
-"""An evaluation in TensorBoard, beside the curves of its run."""
-
-from __future__ import annotations
+"""An evaluation's scores in TensorBoard, next to the curves of its run."""
 
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from instruct_lm.report.evaluations import Evaluation
+from instruct_lm.evaluation.scoring import OFFLINE_METRICS
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-def record_evaluation(evaluation: Evaluation, split: str) -> None:
-    """Write scores and means to the event files of the evaluated run, in place of an earlier evaluation of the split.
+def record_evaluation(run: Path, split: str, step: int, scores: np.ndarray, summary: Mapping[str, Any]) -> None:
+    """Write scores and mean metrics to a run's event files, replacing an earlier evaluation of the same split.
 
     Args:
-        evaluation: Of a run.
-        split: Begins the names: `test/score` is the mean, `test/scores` the histogram.
+        run: The run's folder; events go to its folder `tensorboard`.
+        split: Prefix of the tags: `test/score` is the mean, `test/scores` the histogram.
+        step: Optimizer step of the evaluated weights.
+        scores: (n,) float, 0-100; NaN where there is no score.
+        summary: With `exact_match`, `chrf` and `rouge_l`, as `summarise` returns them.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    if evaluation.run is None:
-        raise ValueError(f"{evaluation.folder} is no evaluation of a run")
-    folder, suffix, step = evaluation.run / "tensorboard", f".{split}-evaluation", evaluation.training.get("steps", 0)
+    folder, suffix = run / "tensorboard", f".{split}-evaluation"
     if not os.access(folder, os.W_OK):
-        log.warning("%s cannot be written: the scores are not in TensorBoard", folder)
+        logger.warning("%s is not writable: TensorBoard will not show the scores", folder)
         return
     for earlier in folder.glob(f"*{suffix}"):
         earlier.unlink()
     with SummaryWriter(folder, filename_suffix=suffix) as writer:
-        scores = evaluation.values["score"]
         if (scores := scores[~np.isnan(scores)]).size:
             writer.add_histogram(f"{split}/scores", scores, step, bins=np.linspace(0, 100, 21))
             writer.add_scalar(f"{split}/score", scores.mean(), step)
-        for name in ("exact_match", "chrf", "rouge_l"):
-            writer.add_scalar(f"{split}/{name}", evaluation.summary[name], step)
+        for name in OFFLINE_METRICS:
+            writer.add_scalar(f"{split}/{name}", summary[name], step)

@@ -1,10 +1,6 @@
-"""One file over HTTP → a verified file in place: resumed, retried, never an error page."""
+"""Download of one file over HTTP: resumed, retried, and verified before it is moved into place."""
 
-import contextlib
-import hashlib
-import json
 import logging
-import os
 import random
 import re
 import time
@@ -14,120 +10,42 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from tqdm import tqdm
 
 from instruct_lm.errors import InputError, RunError
+from instruct_lm.io.credentials import Auth
+from instruct_lm.io.verification import beside, is_page, place
 
 logger = logging.getLogger(__name__)
 
-TRANSIENT = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.ContentDecodingError,
-)
+TRANSIENT = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ContentDecodingError)
 
 
 class DownloadError(RunError):
-    """A server or the network failed, not the user."""
+    """A server or the network failed; the user's input is not at fault."""
 
 
-class _Retry(Exception):
-    """This attempt failed, another may not; `after` is the pause in seconds that the server asks for."""
+class _TryAgain(Exception):
+    """This attempt failed, another one may succeed; `after` is the pause in seconds that the server asks for."""
 
     def __init__(self, reason: str, after: int | None = None) -> None:
         super().__init__(reason)
         self.after = after
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_kind(path: Path, name: str) -> None:
-    """Raises ValueError for a file of unknown hash that cannot be what its name says, such as an error page."""
-    suffix, size = Path(name).suffix.lower(), path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not _is_page(name) and head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise ValueError("it is a web page")
-    if suffix == ".gguf" and not head.startswith(b"GGUF"):
-        raise ValueError("it does not begin with GGUF")
-    # safetensors: u64 length of the header, then the header, a JSON object
-    if suffix == ".safetensors" and (head[8:9] != b"{" or int.from_bytes(head[:8], "little") > size - 8):
-        raise ValueError("it has no safetensors header")
-    if suffix == ".json":
-        try:
-            json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is not JSON ({error})") from error
-
-
-def verify(path: Path, name: str, sha256: str | None, size: int | None) -> str:
-    """The sha256 of a whole file; ValueError says why it cannot be the one asked for."""
-    if size is not None and (found := path.stat().st_size) != size:
-        raise ValueError(f"it has {found} bytes instead of {size}")
-    digest = sha256_of(path)
-    if sha256 and digest != sha256:
-        raise ValueError(f"its sha256 is {digest} instead of {sha256}")
-    if not sha256:
-        _check_kind(path, name)
-    return digest
-
-
-def place(part: Path, path: Path, name: str, sha256: str | None, size: int | None) -> None:
-    """Verifies a finished `.part` and moves it into place, or drops it and raises ValueError with the reason."""
-    try:
-        digest = verify(part, name, sha256, size)
-    except ValueError:
-        part.unlink()
-        raise
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    beside(path, ".sha256").unlink(missing_ok=True)
-    part.replace(path)
-    beside(path, ".part.etag").unlink(missing_ok=True)
-    record(path, digest)
-
-
-def record(path: Path, digest: str) -> None:
-    """Notes a file's hash together with its present state."""
-    with contextlib.suppress(OSError):  # a read-only cache
-        beside(path, ".sha256").write_text(f"{digest} {state_of(path)}\n")
-
-
-def _is_page(name: str) -> bool:
-    return name.lower().endswith((".html", ".htm"))
-
-
-def state_of(path: Path) -> str:
-    """Bytes and time of change: other ones mean that a recorded hash is void."""
-    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
-
-
-def beside(path: Path, suffix: str) -> Path:
-    """The path with `suffix` appended to its name."""
-    return path.with_name(path.name + suffix)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, 0 if there is none."""
-    return path.stat().st_size if path.exists() else 0
-
-
 def shown_url(url: str) -> str:
-    """The URL without what may be secret: user, password and query."""
+    """The URL without its possible secrets: user, password and query."""
     split = urlsplit(url)
     return split._replace(netloc=split.netloc.rpartition("@")[2], query="").geturl()
 
 
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _root_cause(error: BaseException) -> str:
-    """The innermost error's text: requests' own texts are long and hold the whole URL."""
+    """The innermost error's text: requests' own texts are long and contain the whole URL."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return str(error) or type(error).__name__
@@ -138,13 +56,13 @@ def _integer(text: str | None) -> int | None:
 
 
 def _content_range(response: requests.Response) -> tuple[int | None, int | None]:
-    """First byte and total of an answer's `Content-Range: bytes 5-9/10` (416: `bytes */10`)."""
+    """First byte and total size in `Content-Range: bytes 5-9/10` (with status 416: `bytes */10`)."""
     match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
     return (_integer(match[1]), _integer(match[2])) if match else (None, None)
 
 
 def _linked(response: requests.Response) -> tuple[str | None, int | None]:
-    """sha256 and bytes of a large file as the hub states them, in its redirect to the file store."""
+    """sha256 and bytes of a large file, which the hub states when it redirects to its file store."""
     for answer in (*response.history, response):
         tag = answer.headers.get("X-Linked-ETag", "").strip('"')
         if re.fullmatch("[0-9a-f]{64}", tag):
@@ -152,26 +70,34 @@ def _linked(response: requests.Response) -> tuple[str | None, int | None]:
     return None, None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DownloadSettings:
+    """Time limits and retries of a download."""
+
+    connect_timeout: float = 10.0  # seconds
+    read_timeout: float = 60.0  # seconds without a byte, after which an attempt counts as failed
+    retries: int = 5  # failed attempts in a row that add no bytes, after the first
+    backoff: float = 1.0  # seconds before the first retry, doubled by each further one, with jitter
+    max_wait: float = 60.0  # seconds; the longest pause, also when a server asks for more
+    progress: bool = True  # show bars on stderr
+
+
 @dataclass(frozen=True)
 class Download:
-    """One file over HTTP: `url` → `path`, by way of `path.part`."""
+    """One file over HTTP: from `url` to `path`, by way of `path.part`."""
 
     url: str
     path: Path
-    name: str  # its ending says what kind of file it must be
+    name: str  # its suffix says what kind of file it must be
     sha256: str | None
     size: int | None  # bytes
-    auth: Callable[[requests.PreparedRequest], requests.PreparedRequest] | None
+    auth: Auth | None
     explain: Callable[[str], str]  # what is wrong with the file → the message, with place and remedy
-    timeout: tuple[float, float]  # seconds: for the connection, between bytes
-    retries: int
-    backoff: float  # seconds
-    max_wait: float  # seconds
-    progress: bool
+    settings: DownloadSettings
 
     @property
     def part(self) -> Path:
-        """What has come so far."""
+        """The bytes received so far."""
         return beside(self.path, ".part")
 
     @property
@@ -180,104 +106,94 @@ class Download:
         return beside(self.path, ".part.etag")
 
     def run(self) -> None:
-        """Attempts until the file is in place, or `retries` attempts in a row brought it no further."""
-        failures, furthest = 0, size_of(self.part)
+        """Repeat attempts until the file is in place; give up after too many in a row that add no bytes."""
+        settings, failures, furthest = self.settings, 0, _size_of(self.part)
         while True:
             asked = None
             try:
                 return self._attempt()
-            except _Retry as error:
+            except _TryAgain as error:
                 reason, asked = str(error), error.after
             except TRANSIENT as error:
                 reason = _root_cause(error)
             except requests.RequestException as error:
                 raise DownloadError(self.explain(f"could not be fetched: {_root_cause(error)}")) from error
-            failures = failures + 1 if size_of(self.part) <= furthest else 1
-            furthest = max(furthest, size_of(self.part))
-            if failures > self.retries:
+            failures = failures + 1 if _size_of(self.part) <= furthest else 1
+            furthest = max(furthest, _size_of(self.part))
+            if failures > settings.retries:
                 raise DownloadError(self.explain(f"could not be fetched: {reason} (attempts: {failures})"))
-            backoff = self.backoff * 2 ** min(failures - 1, 16) * random.uniform(0.5, 1)
-            wait = min(self.max_wait, backoff if asked is None else asked)
+            backoff = settings.backoff * 2 ** min(failures - 1, 16) * random.uniform(0.5, 1)
+            wait = min(settings.max_wait, backoff if asked is None else asked)
             logger.warning("%s: %s; trying again in %.1f s", self.path.name, reason, wait)
             time.sleep(wait)
 
     def _attempt(self) -> None:
-        """One request that goes on where `part` ends; _Retry or one of TRANSIENT where another one may help."""
+        """Send one request that continues where `part` ends; raise _TryAgain or TRANSIENT if another may succeed."""
         etag = self._etag_of_part()
-        offset = size_of(self.part) if etag or self.sha256 else 0  # with neither, two versions might be joined
+        # Without an ETag or a hash, parts of two versions could be joined unnoticed: then start at byte 0.
+        offset = _size_of(self.part) if etag or self.sha256 else 0
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": etag} if etag else {})
-        with requests.get(self.url, headers=headers, auth=self.auth, stream=True, timeout=self.timeout) as response:
+        timeout = (self.settings.connect_timeout, self.settings.read_timeout)
+        with requests.get(self.url, headers=headers, auth=self.auth, stream=True, timeout=timeout) as response:
             linked_sha256, linked_size = _linked(response)
             if self.sha256 and linked_sha256 and self.sha256 != linked_sha256:
                 raise InputError(self.explain(f"has the sha256 {linked_sha256} there, not {self.sha256}"))
             sha256 = self.sha256 or linked_sha256
-            same_version = bool(etag) and response.headers.get("ETag") == etag
-            if response.status_code == 416 and offset:  # whole already, or another file
+            if response.status_code == 416 and offset:
+                # Nothing follows byte `offset`: `part` is complete, or belongs to another version of the file.
+                same_version = etag and response.headers.get("ETag") == etag
                 if _content_range(response)[1] != offset or not (sha256 or same_version):
-                    raise self._anew(f"the server cannot go on from byte {offset}")
+                    raise self._start_over(f"the server cannot continue from byte {offset}")
             else:
-                self._check_answer(response)
-                encoded = response.headers.get("Content-Encoding", "identity") != "identity"
-                if response.status_code == 206:
-                    start, total = _content_range(response)
-                    changed = etag and "ETag" in response.headers and not same_version
-                    if start != offset or total is None or encoded or changed:
-                        raise self._anew(f"the server sent something else than the bytes from {offset} on")
-                else:
-                    offset, total = 0, None if encoded else _integer(response.headers.get("Content-Length"))
-                size = self._agreed_size(self.size, linked_size, total)
-                framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
-                if size is None and not framed and not sha256:
-                    raise InputError(self.explain("comes without its length, and may be cut: set its sha256"))
-                if not offset:
-                    self._begin_part("" if encoded else response.headers.get("ETag", ""))
-                self._receive(response, size)
+                self._check_status(response)
+                offset = self._save(response, offset, etag, sha256, linked_size)
         try:
             place(self.part, self.path, self.name, sha256, self.size)
         except ValueError as error:
             if offset:
-                raise self._anew(str(error)) from error
+                raise self._start_over(str(error)) from error
             error_type = InputError if self.sha256 else DownloadError
-            raise error_type(self.explain(f"is not what was asked for: {error}")) from error
+            raise error_type(self.explain(f"is not the expected file: {error}")) from error
 
-    def _begin_part(self, etag: str) -> None:
-        """Empties `part` and notes its version: a strong ETag, or nothing for what cannot be continued."""
-        self.part.write_bytes(b"")  # first, so that no old bytes get a new version
-        self.etag_file.write_text(f"{etag}\n{shown_url(self.url)}" if etag.startswith('"') else "")
-
-    def _etag_of_part(self) -> str:
-        etag, _, url = (self.etag_file.read_text() if self.etag_file.exists() else "").partition("\n")
-        return etag if url == shown_url(self.url) else ""
-
-    def _anew(self, reason: str) -> _Retry:
-        self.part.unlink(missing_ok=True)
-        return _Retry(f"{reason}, so it starts anew")
-
-    def _check_answer(self, response: requests.Response) -> None:
-        """Raises what fits an answer that holds no part of the file."""
+    def _check_status(self, response: requests.Response) -> None:
         code, status = response.status_code, f"HTTP {response.status_code} {response.reason}"
         if code in (408, 425, 429) or code >= 500:
-            raise _Retry(status, _integer(response.headers.get("Retry-After")))
+            raise _TryAgain(status, _integer(response.headers.get("Retry-After")))
         if code in (401, 403):
-            raise InputError(self.explain(f"is refused ({status}): no such file, or HF_TOKEN must give access"))
+            raise InputError(self.explain(f"is refused ({status}): it does not exist, or needs the access of HF_TOKEN"))
         if code not in (200, 206):
-            raise InputError(self.explain(f"cannot be had ({status}): check the spelling and the revision"))
-        if response.headers.get("Content-Type", "").lower().startswith("text/html") and not _is_page(self.name):
-            raise DownloadError(self.explain("did not come, but a web page: of a login, a proxy or an error"))
+            raise InputError(self.explain(f"is not available ({status}): check the spelling and the revision"))
+        if response.headers.get("Content-Type", "").lower().startswith("text/html") and not is_page(self.name):
+            raise DownloadError(self.explain("was answered with a web page, such as a login, proxy or error page"))
 
-    def _agreed_size(self, configured: int | None, linked: int | None, announced: int | None) -> int | None:
-        sizes = [size for size in (configured, linked, announced) if size is not None]
-        if len(set(sizes)) > 1:
-            error_type = DownloadError if configured is None else InputError
-            raise error_type(self.explain(f"has {sizes[-1]} bytes there, not {sizes[0]}"))
-        return sizes[0] if sizes else None
+    def _save(
+        self, response: requests.Response, offset: int, etag: str, sha256: str | None, linked_size: int | None
+    ) -> int:
+        """Append the body to `part`; return the offset at which the server began, 0 if it ignored the range."""
+        encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+        if response.status_code == 206:
+            start, total = _content_range(response)
+            changed = etag and response.headers.get("ETag", etag) != etag
+            if start != offset or total is None or encoded or changed:
+                raise self._start_over(f"the server did not send the bytes from {offset} on")
+        else:
+            offset, total = 0, None if encoded else _integer(response.headers.get("Content-Length"))
+        size = self._agreed_size(self.size, linked_size, total)
+        framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+        if size is None and not framed and not sha256:
+            raise InputError(self.explain("comes without its length, so it may be incomplete: set its sha256"))
+        if not offset:
+            self.part.write_bytes(b"")  # before the ETag, so that old bytes never get a new version
+            version = "" if encoded else response.headers.get("ETag", "")
+            self.etag_file.write_text(f"{version}\n{shown_url(self.url)}" if version.startswith('"') else "")
+        self._receive(response, size)
+        return offset
 
     def _receive(self, response: requests.Response, size: int | None) -> None:
-        """Appends the answer's body to `part`, which has `size` bytes in the end where that is known."""
-        done = size_of(self.part)
-        bar = tqdm(desc=self.path.name, total=size, initial=done, unit="B", unit_scale=True, disable=not self.progress)
+        done, show = _size_of(self.part), self.settings.progress
+        bar = tqdm(desc=self.path.name, total=size, initial=done, unit="B", unit_scale=True, disable=not show)
         with self.part.open("ab") as file, bar:
             for chunk in response.iter_content(1 << 16):  # bytes: the most that an interruption loses
                 done += file.write(chunk)
@@ -285,6 +201,22 @@ class Download:
                 if size is not None and done > size:
                     break
         if size is not None and done > size:
-            raise self._anew(f"the server sent more than {size} bytes")
+            raise self._start_over(f"the server sent more than {size} bytes")
         if size is not None and done < size:
-            raise _Retry(f"the download ended at {done} of {size} bytes")
+            raise _TryAgain(f"the download ended at {done} of {size} bytes")
+
+    def _etag_of_part(self) -> str:
+        """The strong ETag of `part`, or "" if `part` cannot be continued from this URL by version."""
+        etag, _, url = (self.etag_file.read_text() if self.etag_file.exists() else "").partition("\n")
+        return etag if url == shown_url(self.url) else ""
+
+    def _start_over(self, reason: str) -> _TryAgain:
+        self.part.unlink(missing_ok=True)
+        return _TryAgain(f"{reason}, so the download starts over")
+
+    def _agreed_size(self, configured: int | None, linked: int | None, announced: int | None) -> int | None:
+        sizes = [size for size in (configured, linked, announced) if size is not None]
+        if len(set(sizes)) > 1:
+            error_type = DownloadError if configured is None else InputError
+            raise error_type(self.explain(f"has {sizes[-1]} bytes there, not {sizes[0]}"))
+        return sizes[0] if sizes else None

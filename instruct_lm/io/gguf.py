@@ -1,6 +1,7 @@
-"""The header of a GGUF file: metadata and where its tensors lie.
+"""GGUF files: the header (metadata and tensor positions) and the dequantised values of a tensor.
 
-Read in 0.1 s; `gguf.GGUFReader` needs 3.5 s for a vocabulary of 49,152, since it makes several arrays for every string.
+Reading a header takes 0.1 s. `gguf.GGUFReader` takes 3.5 s with a vocabulary of 49,152, because it creates several
+arrays per string.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -26,9 +27,9 @@ class StoredTensor:
     """A tensor in a GGUF file.
 
     Attributes:
-        shape: rows first, as torch has it.
-        kind: number of its `gguf.GGMLQuantizationType`.
-        start: its first byte in the file.
+        shape: In torch's order, (…, rows, columns); GGUF stores the reverse.
+        kind: Value of its `gguf.GGMLQuantizationType`.
+        start: Position of its first byte in the file.
     """
 
     shape: tuple[int, ...]
@@ -38,12 +39,12 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says of itself.
+    """The header of a GGUF file.
 
     Attributes:
-        path: the file.
-        metadata: key → value.
-        tensors: name → place.
+        path: The file.
+        metadata: Key → value, such as `general.architecture` → `llama`.
+        tensors: Name → shape, type and position.
     """
 
     path: Path
@@ -51,10 +52,10 @@ class GGUFHeader:
     tensors: dict[str, StoredTensor]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor's values, dequantised to float32.
+        """Read a tensor, dequantised to a float32 array of its shape.
 
         Raises:
-            InputError: its kind is unknown to the `gguf` package, or the file ends before it does.
+            InputError: The `gguf` package does not know its type, or the file ends too early.
         """
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -63,7 +64,7 @@ class GGUFHeader:
             kind = GGMLQuantizationType(tensor.kind)
             block, block_bytes = GGML_QUANT_SIZES[kind]
             rows = math.prod(tensor.shape[:-1])
-            merged = math.gcd(rows, 128)  # `dequantize` takes 16 rows a turn: longer ones, and it is 5 times as fast
+            merged = math.gcd(rows, 128)  # `dequantize` takes 16 rows at a time; merging rows makes it 5 times as fast
             shape = (rows // merged, merged * tensor.shape[-1] // block * block_bytes)
             stored = np.asarray(np.memmap(self.path, np.uint8, "r", tensor.start, shape))
             return np.require(dequantize(stored, kind).reshape(tensor.shape), np.float32, ["C", "W"])
@@ -75,7 +76,7 @@ def read_gguf(path: Path) -> GGUFHeader:
     """Read the header of a GGUF file.
 
     Raises:
-        InputError: the file is not GGUF version 2 or 3, or ends too early.
+        InputError: The file is not GGUF version 2 or 3, or ends too early.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -85,6 +86,8 @@ def read_gguf(path: Path) -> GGUFHeader:
 
 
 class _Reader:
+    """A position in the file; each method reads one item there and moves past it."""
+
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.position = data, 0
 

@@ -4,6 +4,6 @@ from pathlib import Path
 
 CONFIG_FILE = Path(".hydra", "config.yaml")
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-UNTUNED = "untuned"  # in place of a checkpoint: the weights that a run started from
-SUMMARY = "summary.json"  # written last: a run that has one is complete
-BEFORE = "before.json"  # the validation losses before the first step
+UNTUNED = "untuned"  # given instead of a checkpoint: the weights before training
+SUMMARY = "summary.json"  # written last, so a run that has it is complete
+BEFORE = "before.json"  # validation losses before the first step

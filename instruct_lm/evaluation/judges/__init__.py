@@ -1,1 +1,1 @@
-"""Judges: what scores an answer from 0 to 100 against the reference answer."""
+"""Judges: each scores a model's answer from 0 to 100. `factory.make_judge` makes the judge of a configuration."""

@@ -1,0 +1,48 @@
+"""A judge in a local Ollama."""
+
+import json
+from dataclasses import dataclass, field
+
+from instruct_lm.errors import InputError
+from instruct_lm.evaluation.judges.openai import OpenAIJudge
+
+
+@dataclass(eq=False)
+class OllamaJudge(OpenAIJudge):
+    """A model in Ollama, identified by its digest. No key is sent.
+
+    Args:
+        model: The name that `ollama pull` takes.
+        base_url: Ollama's OpenAI-compatible address; its own API is at the same address without `/v1`.
+    """
+
+    kind = "ollama"
+
+    base_url: str = "http://localhost:11434/v1"
+    api_key_env: None = field(default=None, init=False)
+
+    def check(self) -> None:
+        """Look up the model's digest; raise JudgeError if Ollama does not run, InputError if it lacks the model."""
+        self._closed.clear()
+        reply = self._reach(f"{self.base_url.removesuffix('/v1')}/api/tags")
+        try:
+            digests = {model["name"]: model["digest"] for model in json.loads(reply.content)["models"]}
+        except (ValueError, LookupError, TypeError):
+            self._digest = None  # another server, which has no digests
+            return
+        found = [digests[name] for name in (self.model, f"{self.model}:latest") if name in digests]
+        if not found:
+            raise InputError(
+                f"judge.model={self.model}: not among the models of Ollama at {self.base_url} "
+                f"({', '.join(sorted(digests)) or 'it has none'}).\nFetch it: ollama pull {self.model}"
+            )
+        self._digest = found[0]
+
+    def digest(self) -> str | None:
+        """The digest of the model's manifest, as `ollama list` shows it; None if another server answers."""
+        if self._digest == "":
+            self.check()
+        return self._digest
+
+    def _remedy(self) -> str:
+        return "Start it: ollama serve (or set judge.base_url to its address)."
