@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge, JudgeError, ReferenceJudge, Verdict
-from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, exact_match, rouge_l
+from instruct_lm.evaluation.metrics import chrf, exact_match, rouge_l
+from instruct_lm.evaluation.statistics import bootstrap_interval
 
 logger = logging.getLogger(__name__)
 
