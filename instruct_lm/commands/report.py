@@ -1,85 +1,81 @@
-"""Evaluations in words and side by side: `python -m instruct_lm.report --help`."""
+"""Compare evaluations: `python -m instruct_lm.report --help`."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instruct_lm.errors import InputError
-
-if TYPE_CHECKING:
-    from instruct_lm.report.comparison import Comparison
-    from instruct_lm.report.side_by_side import Entry
-
-N_SHOWN = 5  # entries with their answers in the terminal
-N_WRITTEN = 20  # and in Markdown
-MAX_TEXT = 400  # characters of a text in the terminal
 
 
 def describe_summary(summary: Mapping[str, Any]) -> str:
     """An evaluation in a few lines."""
-    n = summary["n"]
-    lines = [
-        f"{n} answers: exact match {round(summary['exact_match'] * n)} of {n}, chrF {summary['chrf']:.1f}, "
-        f"ROUGE-L {summary['rouge_l']:.1f}"
-    ]
-    if "ended" in summary:
-        lines.append(f"answers ended by the model: {summary['ended']:.0%}, {summary['mean_tokens']:.1f} tokens each")
-    if summary["mean"] is not None:
-        low, high = summary["ci95"]
-        kind = summary["judge"]["kind"]
-        lines.append(f"score ({kind}): {summary['mean']:.1f} of 100, 95% interval {low:.1f} to {high:.1f}")
-    if summary["failed"]:
-        first = summary["failures"][0]
-        lines.append(
-            f"{summary['failed']} entries have no score, the first: entry {first['index']}, {first['reason']}. "
-            f"Mean with those as 0: {summary['mean_failed_as_zero']:.1f}"
-        )
-    return "\n".join(lines)
+    from instruct_lm.report.text import template
+
+    return template("summary.txt").render(summary).rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare what the arguments name; returns 2 after a message on stderr for bad input."""
+    """Run the command; returns the exit status: 2 after a message on stderr for bad input."""
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without − or an answer's letters
+            stream.reconfigure(errors="replace")  # for terminals that lack the minus sign or an answer's letters
     try:
-        _report(options)
+        write_report(options.runs, options.html, options.md, options.svg, options.baseline, options.title)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # piped into head
+    except BrokenPipeError:  # the output goes to head, which has ended
         sys.stderr.close()
         return 1
     return 0
 
 
-def _report(options: argparse.Namespace) -> None:
+def write_report(
+    runs: Sequence[str],
+    html: Path | None = None,
+    md: Path | None = None,
+    svg: Path | None = None,
+    baselines: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Compare evaluations: print tables, findings and a few answers, and write files.
+
+    Args:
+        runs: `PATH` or `NAME=PATH`, as `instruct_lm.report.evaluations.collect` takes them.
+        html: File for the self-contained page.
+        md: File for tables and answers as Markdown.
+        svg: File for the chart of mean scores and differences.
+        baselines: Names of the settings that the others are compared with; none: see `compare`.
+        title: Of page and Markdown; empty: made from the names of the settings.
+
+    Raises:
+        InputError: A run is missing, damaged or not evaluated, a baseline is unknown, or a file cannot be written.
+    """
     from instruct_lm.report.comparison import compare
     from instruct_lm.report.evaluations import collect
-    from instruct_lm.report.page import picture, render
-    from instruct_lm.report.side_by_side import evenly, side_by_side
+    from instruct_lm.report.text import markdown_report, terminal
 
-    evaluations, waiting = collect(options.runs)
-    comparison = compare(evaluations, options.baseline)
+    evaluations, waiting = collect(runs)
+    comparison = compare(evaluations, baselines)
     if waiting:
         commands = "\n".join(f"  python evaluate.py run={run}" for run in waiting)
         print(f"Left out, since they are not evaluated yet:\n{commands}", file=sys.stderr)
-    print(terminal(comparison, evenly(side_by_side(comparison), N_SHOWN), shutil.get_terminal_size().columns))
-
-    title = options.title or _title(comparison)
-    if options.html:
-        _write(render(comparison, title), options.html)
-    if options.md:
-        _write(markdown_report(comparison, title), options.md)
-    if options.svg:
-        _write(picture(comparison), options.svg)
+    print(terminal(comparison, shutil.get_terminal_size().columns))
+    if html or svg:
+        from instruct_lm.report import page  # imports Matplotlib
+    title = title or _title([setting.name for setting in comparison.settings])
+    if html:
+        _write(page.render(comparison, title), html)
+    if md:
+        _write(markdown_report(comparison, title), md)
+    if svg:
+        _write(page.picture(comparison), svg)
 
 
 def _write(content: str, path: Path) -> None:
@@ -92,61 +88,7 @@ def _write(content: str, path: Path) -> None:
     print(f"Written: {path}")
 
 
-def terminal(comparison: Comparison, entries: Sequence[Entry], width: int) -> str:
-    """Tables, sentences and a few answers as plain text.
-
-    Args:
-        comparison: What to tell.
-        entries: Those to show.
-        width: Columns of the terminal, for the answers; tables have their own width.
-    """
-    from instruct_lm.report.tables import all_tables, markdown, sentences
-
-    parts = [f"{table.title}\n\n{markdown(table)}\n" for table in all_tables(comparison)]
-    parts.append("\n".join(textwrap.fill(sentence, width) for sentence in sentences(comparison)) + "\n")
-    parts.append(f"{len(entries)} entries from all over the set")
-    for entry in entries:
-        question = " ".join(filter(None, [entry.instruction, entry.input]))
-        lines = [("", question), ("reference", entry.reference)]
-        for answer in entry.answers:
-            lines.append((f"{answer.by} [{answer.scores_text}]", answer.text))
-        parts.append("\n".join([f"\nEntry {entry.number}", *(_wrapped(name, text, width) for name, text in lines)]))
-    return "\n".join(parts)
-
-
-def markdown_report(comparison: Comparison, title: str) -> str:
-    """All tables, the sentences and the answers of largest disagreement in Markdown."""
-    from instruct_lm.report.side_by_side import by_disagreement, side_by_side
-    from instruct_lm.report.tables import all_tables, markdown, markdown_text, sentences
-
-    parts = [f"# {markdown_text(title)}", "\n".join(f"- {markdown_text(text)}" for text in sentences(comparison))]
-    for table in all_tables(comparison):
-        parts += [f"## {markdown_text(table.title)}", markdown(table), *([table.note] if table.note else [])]
-    entries = side_by_side(comparison)
-    parts.append(
-        f"## Answers\n\nThe {min(N_WRITTEN, len(entries))} of {len(entries)} entries with the largest disagreement."
-    )
-    for entry in by_disagreement(entries)[:N_WRITTEN]:
-        parts.append(f"### Entry {entry.number}\n\n{markdown_text(entry.instruction)}")
-        parts += [markdown_text(entry.input)] if entry.input else []
-        lines = [f"- reference: {markdown_text(entry.reference)}"]
-        for answer in entry.answers:
-            lines.append(f"- {markdown_text(answer.by)} [{answer.scores_text}]: {markdown_text(answer.text)}")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _wrapped(name: str, text: str, width: int) -> str:
-    """A named text with a hanging indent; control characters, which a terminal would obey, are spelled out."""
-    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
-    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text.replace("\t", " "))
-    lines = (f"{name}: {text}" if name else text).split("\n")
-    wrap = textwrap.TextWrapper(max(width, 40), initial_indent="  ", subsequent_indent="    ")
-    return "\n".join(wrap.fill(line) for line in lines)
-
-
-def _title(comparison: Comparison) -> str:
-    names = [setting.name for setting in comparison.settings]
+def _title(names: Sequence[str]) -> str:
     if len(names) > 3:
         return f"{len(names)} settings compared"
     return f"{names[0]} evaluated" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} compared"
@@ -159,26 +101,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html",
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="[NAME=]RUN",
-        help="a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, "
-        "of which those that differ in the seed alone are put together",
+    runs = (
+        "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "
+        "those that differ in the seed alone are grouped"
     )
-    parser.add_argument(
-        "--baseline",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="what the others are held against; may be given again (default: the first, and the first trained one)",
-    )
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
+    baseline = "compare the others with this one; may be repeated (default: the first, and the first trained one)"
+    parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help=baseline)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the tables and answers as Markdown")
-    parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="write a picture of the mean scores and the differences"
-    )
-    parser.add_argument("--title", metavar="TEXT", help="title of page and Markdown")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart of mean scores and differences")
+    parser.add_argument("--title", default="", metavar="TEXT", help="title of page and Markdown")
     return parser
 
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
-from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, exact_match, rouge_l
+from instruct_lm.evaluation.metrics import chrf, exact_match, rouge_l
+from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.io.files import write_text
 
 logger = logging.getLogger(__name__)

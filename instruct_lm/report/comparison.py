@@ -1,4 +1,4 @@
-"""Settings against each other: paired differences, and what they say in a sentence."""
+"""Settings compared with baselines: paired differences, and what they show in a sentence."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.metrics import agreement
-from instruct_lm.evaluation.statistics import Difference, holm, paired_difference
+from instruct_lm.evaluation.statistics import Difference, agreement, holm, paired_difference
 from instruct_lm.report.evaluations import METRICS, Evaluation
 from instruct_lm.report.settings import Setting, differing, group, questions
 
@@ -19,14 +18,14 @@ LEVEL = 0.05  # of significance
 
 @dataclass(frozen=True)
 class Contrast:
-    """A setting against a baseline.
+    """A setting compared with a baseline.
 
     Attributes:
         setting: The setting.
-        baseline: What is subtracted.
-        metric: The name in `METRICS` that decides: `score`, or `chrf` where the judges differ or there is none.
+        baseline: The setting that is subtracted.
+        metric: The metric of the p-value: `score`, or `chrf` where the judges differ or there is no judge.
         differences: Metric → difference; empty if the entries are not the same.
-        p_value: Of `metric`, adjusted for the number of settings that are held against this baseline (Holm).
+        p_value: Of `metric`, adjusted for the number of settings that are compared with this baseline (Holm).
         comparisons: That number.
     """
 
@@ -63,12 +62,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a report says.
+    """The content of a report.
 
     Attributes:
         settings: In the order given.
-        keys: The settings' keys whose values differ.
-        contrasts: Each setting against each baseline, a pair once.
+        keys: The configuration keys whose values differ.
+        contrasts: Each setting compared with each baseline, a pair once.
         agreements: (name, name, entries, coefficients) of evaluations of the same answers by different judges.
     """
 
@@ -93,7 +92,7 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The metric to show first: `score`, or `chrf` where no judge was asked."""
+        """The metric to show first: `score`, or `chrf` where there is no judge."""
         return "score" if any("score" in setting.means for setting in self.settings) else "chrf"
 
 
@@ -102,7 +101,7 @@ def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) ->
 
     Args:
         evaluations: One or more.
-        baselines: Names of settings; none: the first one and, if that is untuned, the first trained one besides.
+        baselines: Names of settings; none: the first setting and, if that is untuned, also the first trained one.
 
     Raises:
         InputError: A baseline of an unknown name.
@@ -125,7 +124,7 @@ def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) ->
 
 
 def signed(value: float) -> str:
-    """`+1.8`, `−1.8`, `0.0`: with a real minus sign, and none for what rounds to 0."""
+    """`+1.8`, `−1.8`, `0.0`: with a real minus sign, and no sign for what rounds to 0."""
     text = f"{value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
@@ -138,13 +137,13 @@ def p_text(p_value: float) -> str:
 
 
 def _against(baseline: Setting, settings: Sequence[Setting]) -> list[Contrast]:
+    """The contrasts with one baseline, their p-values adjusted for their number."""
     contrasts = [_contrast(setting, baseline) for setting in settings]
-    paired = [contrast for contrast in contrasts if contrast.differences]
-    p_values = iter(holm([contrast.differences[contrast.metric].p_value for contrast in paired]))
-    return [
-        replace(contrast, p_value=next(p_values), comparisons=len(paired)) if contrast.differences else contrast
-        for contrast in contrasts
-    ]
+    paired = [i for i, contrast in enumerate(contrasts) if contrast.differences]
+    p_values = holm([contrasts[i].differences[contrasts[i].metric].p_value for i in paired])
+    for i, p_value in zip(paired, p_values, strict=True):
+        contrasts[i] = replace(contrasts[i], p_value=p_value, comparisons=len(paired))
+    return contrasts
 
 
 def _contrast(setting: Setting, baseline: Setting) -> Contrast:
@@ -165,9 +164,8 @@ def _same_judge(setting: Setting, baseline: Setting) -> bool:
 def _needed(found: Difference) -> str:
     if found.entries_needed is None:
         return ""
-    if found.entries_needed <= found.entries:
-        return " To show it, more seeds would be needed."
-    return f" To show it, about {found.entries_needed:,} entries would be needed."
+    enough = found.entries_needed <= found.entries
+    return f" To show it, {'more seeds' if enough else f'about {found.entries_needed:,} entries'} would be needed."
 
 
 def _agreements(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, int, dict[str, float | None]]]:

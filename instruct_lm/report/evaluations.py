@@ -1,4 +1,4 @@
-"""Evaluations as they lie in their folders: scores, answers, settings, and the losses of the run behind them."""
+"""Evaluations read from their folders: scores, answers, settings, and the losses of the run behind them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,15 @@ import yaml
 from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
-from instruct_lm.io.run_files import CONFIG_FILE, UNTUNED
+from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
 from instruct_lm.io.sources import DownloadError, Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
-_DECIDE_NOTHING = (
-    "cache_dir",
-    "offline",
-    "mirror",
-    "output_dir",
-    "resume",
-    "evaluate",
-    "trainer.progress",
-    "trainer.keep_last",
-    "data.num_workers",
-)
 _MADE_BY = ("model", "data", "prompt", "lora", "generation", "seed", "split")
-EVALUATE_CONFIG_FILE = Path(".hydra", "evaluate", "config.yaml")
+# Keys that change no result. Values of other keys tell settings apart.
+_FILES = {"cache_dir", "offline", "mirror", "output_dir", "resume", "evaluate"}
+_IRRELEVANT = _FILES | {"trainer.progress", "trainer.keep_last", "data.num_workers"}
 
 
 @dataclass(frozen=True)
@@ -43,15 +34,15 @@ class Evaluation:
     """One evaluation and, if its folder names one, the training run behind it.
 
     Attributes:
-        name: What a report calls it.
-        alone: Given by itself, and not as one of a folder's: it is not put together with others.
+        name: Its name in the report.
+        alone: Whether the user named this evaluation itself, not a folder of several: then it is never grouped.
         folder: With `summary.json`, `scores.jsonl` and `responses.json`.
         run: The training run's folder; None for an untuned model or answers of unknown origin.
         summary: Content of `summary.json`.
         entries: (n,) dicts of the texts `instruction`, `input`, `output` and `model_response`.
         values: Name in `METRICS` → (n,) float64: `exact_match` 0 or 1, the others 0-100; NaN where there is no score.
         config: Of the run, or of the untuned model; empty if unknown.
-        settings: Dotted key → value of all that decides the result, the judge included.
+        settings: Dotted key → value of everything that decides the result, the judge included.
         training: The run's own `summary.json`; empty without a run.
     """
 
@@ -68,12 +59,26 @@ class Evaluation:
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Name in `CURVES` → (optimizer step, loss), in the order of steps; empty without a run."""
-        return read_curves(self.run / "tensorboard") if self.run else {}
+        """Name in `CURVES` → (optimizer step, loss) from the run's TensorBoard events, in the order of steps.
+
+        Of a step that was logged twice the last value counts. Values that are not finite are left out.
+        """
+        if self.run is None or not (self.run / "tensorboard").is_dir():
+            return {}
+        from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+        logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports every file
+        events = EventAccumulator(str(self.run / "tensorboard"), size_guidance={SCALARS: 0})  # 0: keep all
+        events.Reload()
+        curves = {}
+        for name in set(CURVES) & set(events.Tags()[SCALARS]):
+            by_step = {event.step: event.value for event in events.Scalars(name) if math.isfinite(event.value)}
+            curves[name] = sorted(by_step.items())
+        return {name: points for name, points in curves.items() if points}
 
     @cached_property
     def seen(self) -> list[int] | None:
-        """Places of the entries whose instruction and input stand in the training split too; None: unknown.
+        """Places of the entries whose instruction and input are in the training split too; None: unknown.
 
         For an untuned model it is the training split that its configuration describes.
         """
@@ -105,23 +110,20 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
     loaded: list[Evaluation] = []
     waiting: list[Path] = []
     for argument in arguments:
-        name, path = ("", Path(argument)) if Path(argument).exists() else _name_and_path(argument)
+        name, _, location = ("", "", argument) if Path(argument).exists() else argument.rpartition("=")
+        path = Path(location)
         if not path.is_dir():
             raise InputError(f"{path}: no such folder. Give one that train.py or evaluate.py wrote.")
         if (folder := _evaluation_folder(path)) is not None:
             loaded.append(load(folder, name))
             continue
-        if (path / CONFIG_FILE).is_file():
-            raise InputError(f"{path} is not evaluated yet: run python evaluate.py run={path} first.")
-        inside = sorted(filter(Path.is_dir, path.iterdir()), key=_job_order)
-        found = [folder for p in inside if (folder := _evaluation_folder(p)) is not None]
-        runs = [p for p in inside if (p / CONFIG_FILE).is_file() and _evaluation_folder(p) is None]
+        inside = {p: _evaluation_folder(p) for p in sorted(filter(Path.is_dir, path.iterdir()), key=_job_order)}
+        found = [folder for folder in inside.values() if folder]
+        runs = [p for p, folder in inside.items() if folder is None and (p / CONFIG_FILE).is_file()]
         if not found:
             raise InputError(f"{path} holds no evaluation: run python evaluate.py run={(runs or [path])[0]} first.")
         if name:
-            raise InputError(
-                f"{argument}: the evaluations of a folder are called by their settings. Leave out {name}=."
-            )
+            raise InputError(f"{argument}: a folder's evaluations are named by their settings. Leave out {name}=.")
         loaded += [load(folder, alone=False) for folder in found]
         waiting += runs
     if len({item.folder.resolve() for item in loaded}) < len(loaded):
@@ -134,25 +136,23 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
 
     Args:
         folder: Where `evaluate.py` wrote it.
-        name: What to call it; empty: by its folder.
+        name: Its name in the report; empty: made from the folder's name.
         alone: As in `Evaluation`.
 
     Raises:
         InputError: A file is missing or damaged, or the scoring was interrupted.
     """
-    summary = _read_json(folder / "summary.json", dict)
-    entries = [_texts(entry, i, folder) for i, entry in enumerate(_read_json(folder / "responses.json", list))]
-    if not {"judge", "failed"} <= set(summary):
-        raise InputError(f"{folder / 'summary.json'} lacks the judge: it is of another version. Run evaluate.py again.")
-    made_file = folder / "responses.made.json"
-    made_by = _read_json(made_file, dict).get("made_by", {}) if made_file.is_file() else {}
-    made_by = {key: made_by[key] for key in _MADE_BY if key in made_by}
-    checkpoint = _read_yaml(folder / EVALUATE_CONFIG_FILE).get("checkpoint")
+    summary = _read(folder / SUMMARY)
+    if not {"judge", "failed"} <= summary.keys():
+        raise InputError(f"{folder / SUMMARY} lacks the judge: another version wrote it. Run evaluate.py again.")
+    entries = _read_entries(folder / "responses.json")
+    made_by = _read(folder / "responses.made.json", required=False).get("made_by", {})
+    checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml", required=False).get("checkpoint")
     run = None if checkpoint == UNTUNED else _find_run(folder, summary)
-    config = {**made_by, **(_read_yaml(run / CONFIG_FILE) if run else {})}
-    given_beside_run = {key: made_by[key] for key in ("generation", "split") if key in made_by}
-    decisive = {**config, **given_beside_run, "judge": summary["judge"], "checkpoint": checkpoint if run else None}
-    training = run / "summary.json" if run else None
+    config = {key: made_by[key] for key in _MADE_BY if key in made_by} | (_read(run / CONFIG_FILE) if run else {})
+    # An evaluation has its own split and generation options, whatever its run's configuration says.
+    own = {key: made_by[key] for key in ("generation", "split") if key in made_by}
+    decisive = {**config, **own, "judge": summary["judge"], "checkpoint": checkpoint if run else None}
     return Evaluation(
         name=name or _folder_name(folder),
         alone=alone,
@@ -162,36 +162,14 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
         entries=entries,
         values=_read_scores(folder / "scores.jsonl", len(entries)),
         config=config,
-        settings={key: value for key, value in _flatten(decisive) if key not in _DECIDE_NOTHING},
-        training=_read_json(training, dict) if training and training.is_file() else {},
+        settings={key: value for key, value in _flatten(decisive) if key not in _IRRELEVANT},
+        training=_read(run / SUMMARY, required=False) if run else {},
     )
-
-
-def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read the losses in `CURVES` from a folder of TensorBoard event files; of a step logged twice, the last counts.
-
-    Returns:
-        Name → (optimizer step, loss), in the order of steps and without values that are not finite; only names that
-        have some.
-    """
-    if not folder.is_dir():
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: keep all
-    events.Reload()
-    curves = {}
-    for name in set(CURVES) & set(events.Tags()[SCALARS]):
-        by_step = {event.step: event.value for event in events.Scalars(name) if math.isfinite(event.value)}
-        if by_step:
-            curves[name] = sorted(by_step.items())
-    return curves
 
 
 @cache
 def _training_split(key: str) -> list[Example] | None:
-    """The training split of a configuration's data, if the file is at hand; never fetches it."""
+    """The training split of a configuration's data if the file is on this machine; never downloads it."""
     data, seed, cache_dir, mirror = json.loads(key)
     source = data["source"]
     fetcher = Fetcher(Path(cache_dir).expanduser() if cache_dir else None, offline=True, mirror=mirror)
@@ -203,11 +181,6 @@ def _training_split(key: str) -> list[Example] | None:
     return split(examples, data["train_fraction"], data["test_fraction"], data["shuffle"], seed).train
 
 
-def _name_and_path(argument: str) -> tuple[str, Path]:
-    name, _, path = argument.rpartition("=")
-    return name, Path(path)
-
-
 def _job_order(path: Path) -> list[str | float]:
     """`10_lr-1` after `9_lr-1`, `weight-0.1` after `weight-0`."""
     pieces = re.split(r"(\d+(?:\.\d+)?)", path.name)  # texts and numbers in turn
@@ -217,8 +190,8 @@ def _job_order(path: Path) -> list[str | float]:
 def _evaluation_folder(path: Path) -> Path | None:
     """The folder itself if it holds an evaluation, or that of a run's test split."""
     for folder in (path / "evaluation" / "test", path):
-        # a run's own summary has no responses beside it
-        if (folder / "responses.json").is_file() and (folder / "summary.json").is_file():
+        # a run has a summary of its own, but no responses beside it
+        if (folder / "responses.json").is_file() and (folder / SUMMARY).is_file():
             return folder
     return None
 
@@ -232,65 +205,58 @@ def _folder_name(folder: Path) -> str:
 
 
 def _find_run(folder: Path, summary: Mapping[str, Any]) -> Path | None:
-    """The run that an evaluation lies in, or else names."""
-    inside = folder.resolve().parents[1]
-    candidates = [inside] if folder.resolve().parent.name == "evaluation" else []
+    """The run whose folder holds the evaluation, or else the run that the summary names."""
+    candidates = [folder.resolve().parents[1]] if folder.resolve().parent.name == "evaluation" else []
     candidates += [Path(summary["run"])] if summary.get("run") else []
     return next((run for run in candidates if (run / CONFIG_FILE).is_file()), None)
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def _read(path: Path, kind: type = dict, required: bool = True) -> Any:
+    """Content of a JSON or YAML file, of the given type; empty if it is missing and not required."""
+    if not required and not path.is_file():
+        return kind()
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or f"it is no JSON ({error})"
+        text = path.read_text(encoding="utf-8-sig")
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or f"it is no {path.suffix[1:].upper()} ({error})"
         raise InputError(f"{path} cannot be read: {reason}. Run evaluate.py again.") from error
     if not isinstance(value, kind):
         raise InputError(f"{path} holds no {'object' if kind is dict else 'list'}. Run evaluate.py again.")
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Empty if there is none."""
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _texts(entry: Any, index: int, folder: Path) -> dict[str, str]:
-    texts = {}
-    for key in ("instruction", "input", "output", "model_response"):
-        value = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(value, str) and not (value is None and key == "input"):
-            raise InputError(
-                f"{folder / 'responses.json'}: entry {index + 1} has no text {key!r}. Run evaluate.py again."
-            )
-        # JSON may hold half of a surrogate pair, which no UTF-8 file can
-        texts[key] = (value or "").encode("utf-8", "replace").decode("utf-8")
-    return texts
+def _read_entries(path: Path) -> list[dict[str, str]]:
+    entries = []
+    for number, entry in enumerate(_read(path, list), start=1):
+        texts = {}
+        for key in ("instruction", "input", "output", "model_response"):
+            value = entry.get(key) if isinstance(entry, dict) else None
+            value = "" if value is None and key == "input" else value
+            if not isinstance(value, str):
+                raise InputError(f"{path}: entry {number} has no text {key!r}. Run evaluate.py again.")
+            texts[key] = value.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate pair
+        entries.append(texts)
+    return entries
 
 
 def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
     """The columns of `scores.jsonl`; of two lines for an entry the last counts, a torn line does not."""
-    values = {metric: np.full(n, math.nan) for metric in METRICS}
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Run evaluate.py again.") from error
+    scored = {}
     for line in lines:
         try:
             item = json.loads(line)
-            for metric in METRICS:
-                values[metric][item["index"]] = math.nan if item[metric] is None else float(item[metric])
+            scored[item["index"]] = [float("nan" if item[metric] is None else item[metric]) for metric in METRICS]
         except (ValueError, TypeError, LookupError):
             continue
-    done = n - int(np.isnan(values["exact_match"]).sum())
-    if done < n:
-        raise InputError(f"{path} has {done} of {n} entries: the evaluation was interrupted. Run the same again.")
-    return values
+    done = [scored[i] for i in range(n) if i in scored]
+    if len(done) < n:
+        raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run the same again.")
+    return dict(zip(METRICS, np.array(done).reshape(n, len(METRICS)).T, strict=True))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

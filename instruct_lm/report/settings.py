@@ -1,9 +1,9 @@
-"""Which settings a report holds against each other: evaluations over their seeds, called by what differs."""
+"""Settings: evaluations grouped over their seeds and named by the configuration keys that differ."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lm.evaluation.statistics import interval
+from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.report.evaluations import METRICS, Evaluation
 
 _NAMES = ("name", "kind", "style")  # keys that stand for their whole group
@@ -22,8 +22,8 @@ class Setting:
     """Evaluations that differ in their seed alone.
 
     Attributes:
-        name: What a report calls it.
-        runs: One evaluation a seed, of the same entries.
+        name: Its name in the report, unique.
+        runs: One evaluation per seed, of the same entries.
     """
 
     name: str
@@ -40,63 +40,69 @@ class Setting:
 
     @cached_property
     def means(self) -> dict[str, tuple[float, float, float]]:
-        """Metric → mean and ends of its 95% interval, over the entries that every run has a score for, if any."""
+        """Metric → mean and 95% interval over the entries that have a value in every run; only metrics with such."""
         means = {}
         for metric in METRICS:
             values = self.values(metric)
             values = values[:, ~np.isnan(values).any(axis=0)]
             if values.size:
-                means[metric] = (float(values.mean()), *interval(values))
+                means[metric] = (float(values.mean()), *bootstrap_interval(values))
         return means
 
 
 def group(evaluations: Sequence[Evaluation], keys: Sequence[str]) -> list[Setting]:
-    """Put together what differs in the seed alone, and give unique names.
+    """Group evaluations that differ in their seed alone, and give the groups unique names.
 
-    An evaluation that stands alone keeps its name; the others are called by their values of `keys`.
+    An evaluation that stands alone keeps its name; a group is named by its values of `keys`.
 
     Args:
         evaluations: One or more.
-        keys: What `differing` found.
+        keys: The result of `differing`.
     """
     groups: dict[Any, list[Evaluation]] = defaultdict(list)
     for number, run in enumerate(evaluations):
         decisive = {key: value for key, value in run.settings.items() if key != "seed"}
         groups[number if run.alone else json.dumps([decisive, questions(run)], sort_keys=True)].append(run)
-    found: list[tuple[Evaluation, ...]] = []
-    for runs in groups.values():
-        repeated = len({run.settings.get("seed") for run in runs}) < len(runs)
-        found += [(run,) for run in runs] if repeated else [tuple(runs)]
-
-    taken: dict[str, int] = defaultdict(int)
+    taken: Counter[str] = Counter()
     settings = []
-    for members in found:
-        name = _name(members, keys)
-        taken[name] += 1
-        name = name if taken[name] == 1 else f"{name} ({taken[name]})"
-        several = len(members) > 1
-        named = (replace(run, name=f"{name}, seed {run.settings['seed']}" if several else name) for run in members)
-        settings.append(Setting(name, tuple(named)))
+    for runs in groups.values():
+        distinct = len({run.settings.get("seed") for run in runs}) == len(runs)
+        for members in [runs] if distinct else [[run] for run in runs]:
+            name = _name(members, keys)
+            taken[name] += 1
+            name = name if taken[name] == 1 else f"{name} ({taken[name]})"
+            suffix = ", seed {}" if len(members) > 1 else ""
+            named = (replace(run, name=name + suffix.format(run.settings.get("seed"))) for run in members)
+            settings.append(Setting(name, tuple(named)))
     return settings
 
 
 def questions(evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """(instruction, input, reference) of each entry: what must agree for scores to be paired."""
+    """(instruction, input, reference) of each entry: scores can be paired where these agree."""
     return [(entry["instruction"], entry["input"], entry["output"]) for entry in evaluation.entries]
 
 
 def differing(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Keys that have different values in the evaluations that have them, without those that follow from a name.
+    """Keys whose values differ among the evaluations that have them, without keys that follow from a name.
 
-    `model.n_layer` follows from `model.name` if all evaluations of a model have the same.
+    `model.n_layer` follows from `model.name` if all evaluations with the same model have the same number of layers.
     """
-    values: dict[str, list[str]] = defaultdict(list)
-    for run in evaluations:
+    values: dict[str, dict[int, str]] = defaultdict(dict)  # key → number of the evaluation → value as JSON
+    for number, run in enumerate(evaluations):
         for key, value in run.settings.items():
             if key != "checkpoint" or value is not None:  # an untuned model has none
-                values[key].append(_text(value))
-    found = [key for key, texts in values.items() if len(set(texts)) > 1]
-    return [key for key in found if not _follows(key, found, evaluations)]
+                values[key][number] = json.dumps(value, sort_keys=True)
+    found = [key for key, by_run in values.items() if len(set(by_run.values())) > 1]
+
+    def follows(key: str) -> bool:
+        prefix, _, last = key.rpartition(".")
+        owner = next((f"{prefix}.{name}" for name in _NAMES if f"{prefix}.{name}" in found), None)
+        if owner is None or last in _NAMES:
+            return False
+        pairs = {(values[owner].get(number), value) for number, value in values[key].items()}
+        return len(pairs) == len({name for name, _ in pairs})
+
+    return [key for key in found if not follows(key)]
 
 
 def short(key: str) -> str:
@@ -106,9 +112,9 @@ def short(key: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A configuration value as it would be typed."""
+    """A configuration value as the user types it on the command line."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, float):
         return f"{value:g}"
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
@@ -120,20 +126,3 @@ def _name(members: Sequence[Evaluation], keys: Sequence[str]) -> str:
     if first.alone or first.run is None or not shown:
         return first.name
     return ", ".join(f"{short(key)}={value_text(first.settings[key])}" for key in shown)
-
-
-def _follows(key: str, found: Sequence[str], evaluations: Sequence[Evaluation]) -> bool:
-    """Whether a name that differs too, such as `model.name`, determines the value of `key` in the same group."""
-    prefix, _, last = key.rpartition(".")
-    owner = next((f"{prefix}.{name}" for name in _NAMES if f"{prefix}.{name}" in found), None)
-    if owner is None or last in _NAMES:
-        return False
-    by_name: dict[str, set[str]] = defaultdict(set)
-    for run in evaluations:
-        if key in run.settings:
-            by_name[_text(run.settings.get(owner))].add(_text(run.settings[key]))
-    return all(len(values) == 1 for values in by_name.values())
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

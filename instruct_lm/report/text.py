@@ -1,0 +1,60 @@
+"""A comparison as plain text for the terminal and as Markdown, and the templates of all reports."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
+from markupsafe import Markup, escape
+
+from instruct_lm.report.comparison import Comparison
+from instruct_lm.report.side_by_side import by_disagreement, evenly, side_by_side
+from instruct_lm.report.tables import all_tables, markdown, markdown_text, sentences
+
+TEMPLATES = Path(__file__).with_name("templates")
+N_SHOWN = 5  # entries with their answers in the terminal
+N_WRITTEN = 20  # and in Markdown
+MAX_TEXT = 400  # characters of a text in the terminal
+
+
+def terminal(comparison: Comparison, width: int) -> str:
+    """Tables, sentences and a few answers as plain text.
+
+    Args:
+        comparison: The content.
+        width: Columns of the terminal, for sentences and answers; tables have their own width.
+    """
+    content = {"tables": all_tables(comparison), "sentences": sentences(comparison), "width": width}
+    return template("report.txt").render(entries=evenly(side_by_side(comparison), N_SHOWN), **content).rstrip()
+
+
+def markdown_report(comparison: Comparison, title: str) -> str:
+    """All tables, the sentences and the answers with the largest disagreement in Markdown."""
+    content = {"tables": all_tables(comparison), "sentences": sentences(comparison), "title": title}
+    entries = by_disagreement(side_by_side(comparison))
+    return template("report.md").render(entries=entries, n_shown=N_WRITTEN, **content).rstrip() + "\n"
+
+
+def template(name: str) -> Template:
+    """A file of `templates/`; in HTML, all values that it inserts are escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"markdown": markdown_text, "markdown_table": markdown}
+    environment.filters |= {"fill": textwrap.fill, "wrapped": _wrapped, "breakable": _breakable}
+    return environment.get_template(name)
+
+
+def _wrapped(text: str, name: str, width: int) -> str:
+    """A named text with a hanging indent; control characters, which a terminal would obey, are spelled out."""
+    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text.replace("\t", " "))
+    wrap = textwrap.TextWrapper(max(width, 40), initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(wrap.fill(line) for line in f"{name}{text}".split("\n"))
+
+
+def _breakable(name: str) -> Markup:
+    """HTML of a name that may break after `_`, `=` and `,`."""
+    return Markup(re.sub("(?<=[_=,])", "<wbr>", str(escape(name))))
