@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.runs import is_complete, limits
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Losses = dict[str, float]
+SWEPT = (
+    *("model.name", "prompt.style", "mask_instructions", "mask_header", "seed", "optimizer.lr"),
+    *("optimizer.weight_decay", "data.batch_size", "trainer.accumulate", "lora.rank"),
+)
+"""What a sweep may vary, for TensorBoard's HParams."""
 
 
 def main(config: TrainConfig) -> None:
@@ -60,9 +65,7 @@ def main(config: TrainConfig) -> None:
 
     try:
         before = validate_before(config, trainer, tuner, data)
-        trainer.fit(
-            tuner, data, ckpt_path=last if config.resume else None, weights_only=True if config.resume else None
-        )
+        trainer.fit(tuner, data, ckpt_path=last if config.resume else None, weights_only=bool(config.resume) or None)
         after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
         if not after:  # the run was stopped between its last step and its summary
             after = dict(trainer.validate(tuner, data, verbose=False)[0])
@@ -72,28 +75,31 @@ def main(config: TrainConfig) -> None:
         command = f"python train.py resume={shown(config.folder)}"
         raise RunError(f"Stopped after step {trainer.global_step}. Continue with: {command}") from stopped
 
-    cost = {
+    summary = {
+        "model": config.model.name,
+        **tuner.sizes,
+        "entries": {name: len(part) for name, part in data.splits._asdict().items()},
+        "prompt_loss_weight": data.prompt_loss_weight,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1),
-        "train_seconds": round(throughput.seconds, 1),
-        "tokens_per_second": round(throughput.tokens_per_second, 1),
+        **throughput.summary,
         "peak_memory_gb": round(peak_memory(tuner.device) / 1e9, 2),
+        "before": before,
+        "after": after,
+        "limits": limits(config),
     }
-    summarise(config, trainer, tuner, data, cost, before, after)
+    summarise(config, trainer, summary)
     finish(config)
 
 
 def validate_before(
     config: TrainConfig, trainer: Trainer, tuner: InstructionTuner, data: InstructionDataModule
-) -> Losses:
+) -> dict[str, float]:
     """The losses before the first step; a resumed run has kept them."""
-    import yaml
-
     kept = config.folder / BEFORE
     if config.resume and kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    trainer.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(tuner.config)}\n```")  # type: ignore[union-attr]
     before = dict(trainer.validate(tuner, data, verbose=False)[0])
     write_json(before, kept)
     log.info(
@@ -102,50 +108,18 @@ def validate_before(
     return before
 
 
-def summarise(
-    config: TrainConfig,
-    trainer: Trainer,
-    tuner: InstructionTuner,
-    data: InstructionDataModule,
-    cost: dict[str, float],
-    before: Losses,
-    after: Losses,
-) -> None:
+def summarise(config: TrainConfig, trainer: Trainer, summary: dict[str, Any]) -> None:
     """Write the summary for TensorBoard and `summary.json`, and print it."""
     from instruct_lm.training.trainer import losses_table, record_hparams
 
-    parameters = list(tuner.model.parameters())
-    summary = {
-        "model": config.model.name,
-        "parameters": sum(p.numel() for p in parameters),
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "entries": {name: len(part) for name, part in data.splits._asdict().items()},
-        "prompt_loss_weight": data.prompt_loss_weight,
-        **cost,
-        "before": before,
-        "after": after,
-        "limits": limits(config),
-    }
-    swept = {
-        "model": config.model.name,
-        "mask_instructions": config.mask_instructions,
-        "prompt_loss_weight": data.prompt_loss_weight,
-        "mask_header": config.mask_header,
-        "prompt": config.prompt.style,
-        "seed": config.seed,
-        "lr": config.optimizer.lr,
-        "weight_decay": config.optimizer.weight_decay,
-        "batch_size": config.data.batch_size,
-        "accumulate": config.trainer.accumulate,
-        "lora_rank": config.lora.rank,
-    }
-    record_hparams(trainer, swept, after)
+    swept = {key: operator.attrgetter(key)(config) for key in SWEPT}
+    record_hparams(trainer, {**swept, "prompt_loss_weight": summary["prompt_loss_weight"]}, summary["after"])
     write_json(summary, config.folder / SUMMARY)
-    log.info("\n%s\n", losses_table(before, after))
+    log.info("\n%s\n", losses_table(summary["before"], summary["after"]))
     log.info(
         "%d steps, %.0f s in all, %.0f s of training: %s tokens/s, peak memory %.2f GB",
-        *(cost["steps"], cost["seconds"], cost["train_seconds"]),
-        *(f"{cost['tokens_per_second']:,.0f}", cost["peak_memory_gb"]),
+        *(summary[key] for key in ("steps", "seconds", "train_seconds")),
+        *(f"{summary['tokens_per_second']:,.0f}", summary["peak_memory_gb"]),
     )
 
 

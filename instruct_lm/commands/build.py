@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -176,7 +177,7 @@ def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> Instru
 def build_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
     """Lightning's trainer of a training run."""
     trainer, device = config.trainer, config.device
-    return make_trainer(
+    made = make_trainer(
         config.folder,
         callbacks,
         accelerator=accelerator,
@@ -192,6 +193,8 @@ def build_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Cal
         gradient_clip_val=trainer.clip_norm,
         log_every_n_steps=trainer.log_interval,
     )
+    made.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")  # type: ignore[union-attr]
+    return made
 
 
 def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> TrainingMemory:

@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from instruct_lm.data.batching import shared_prefix_length
 from instruct_lm.fast.linear import product
-from instruct_lm.model.gpt import GPT, CausalSelfAttention, KVCache
+from instruct_lm.model.cache import KVCache
+from instruct_lm.model.gpt import GPT, CausalSelfAttention, Rope
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class PackedAttention(CausalSelfAttention):
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None = None,
+        rope: Rope | None = None,
         cache: KVCache | None = None,
         mask: Tensor | None = None,
         packing: Packing | None = None,

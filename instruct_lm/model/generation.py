@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instruct_lm.model.gpt import GPT, KVCache
+from instruct_lm.model.gpt import GPT
 
 KEEP_SHARE = 0.9
 """Ended rows leave the cache once fewer than this share of its rows go on."""
@@ -104,7 +104,7 @@ def stream(
     for i, generator in generators.items():
         generator.manual_seed(_row_seed(sampling.seed, i if numbers is None else numbers[i]))
     capacity = max(len(prompts[i]) + room[i] for i in active)
-    cache = KVCache(model.config, len(active), capacity, model.dtype, device)
+    cache = model.new_cache(len(active), capacity)
     hidden = model.prefill([torch.tensor(prompts[i], device=device) for i in active], cache)  # (rows, C)
     going, step = set(active), 0
     while True:

@@ -16,6 +16,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from instruct_lm.model.cache import KVCache
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines, (..., 1, D / 2) each
+
+_CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rotary"), "activation": ("gelu", "swiglu")}
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -60,11 +66,7 @@ class GPTConfig:
                 f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
                 f"and that of n_kv_head={self.kv_heads}"
             )
-        for name, choices in (
-            ("norm", ("layernorm", "rmsnorm")),
-            ("position", ("learned", "rotary")),
-            ("activation", ("gelu", "swiglu")),
-        ):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
 
@@ -82,45 +84,6 @@ class GPTConfig:
     def inner(self) -> int:
         """Width of the MLP."""
         return self.n_inner or 4 * self.n_embd
-
-
-class KVCache:
-    """Keys and values of every layer for B rows of at most ``capacity`` tokens, right-padded.
-
-    Attributes:
-        keys, values: One (B, K, capacity, D) tensor per layer.
-        lengths: int64 (B,); number of tokens that each row holds.
-    """
-
-    def __init__(
-        self, config: GPTConfig, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
-        shape = (batch_size, config.kv_heads, capacity, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-
-    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store the first (B, K, L, D) of a layer."""
-        for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            cached[:, :, : new.shape[2]] = new
-            cached[:, :, new.shape[2] :] = 0  # masked values are multiplied by 0, so they must not be NaN
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store (B, K, 1, D) behind the tokens of each row; the caller raises ``lengths`` after the last layer."""
-        rows = torch.arange(len(self.lengths), device=keys.device)
-        self.keys[layer][rows, :, self.lengths] = keys[:, :, 0]
-        self.values[layer][rows, :, self.lengths] = values[:, :, 0]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these, int64 (b,)."""
-        longest = int(self.lengths[rows].max())
-        for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):
-                kept = tensor[:, :, :longest].index_select(0, rows)
-                tensors[layer] = tensor[: len(rows)]
-                tensors[layer][:, :, :longest] = kept
-        self.lengths = self.lengths[rows]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -146,16 +109,12 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, rope: Rope | None = None, cache: KVCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """(B, L, C) → (B, L, C). With ``mask``, one new token per row attends to the cache; see `GPT.decode`."""
         return self.proj(self.attend(self.project(x, rope), cache, mask))
 
-    def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def project(self, x: Tensor, rope: Rope | None) -> Tensor:
         """Queries, keys and values side by side: (..., C) → (..., (H + 2K) · D)."""
         qkv = self.qkv(x)
         if rope is None:
@@ -173,15 +132,8 @@ class CausalSelfAttention(nn.Module):
         elif cache is not None and mask is not None:
             cache.append(self.layer, k, v)
             k, v = (held[self.layer][:, :, : mask.shape[-1]] for held in (cache.keys, cache.values))
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_head != self.n_head,
-        )
+        dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head != self.n_head
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)  # (B, L, C)
 
 
@@ -313,6 +265,11 @@ class GPT(nn.Module):
                 x = block(x, rope=rope, **attention)
         return self.ln_f(x)
 
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache for so many rows of at most ``capacity`` tokens."""
+        shape = (batch_size, self.config.kv_heads, capacity, self.config.head_dim)
+        return KVCache(self.config.n_layer, shape, self.dtype, self.wte.weight.device)
+
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
         """Fill an empty cache with prompts, int64 (L_i,) each; hidden states (B, C) of their last tokens."""
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=cache.lengths.device)
@@ -328,7 +285,7 @@ class GPT(nn.Module):
         cache.lengths += 1
         return hidden[:, 0]
 
-    def _rope(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _rope(self, position_ids: Tensor, dtype: torch.dtype) -> Rope:
         """Cosines and sines (..., 1, D / 2) of each position's angles."""
         dims = torch.arange(0, self.config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
         inverse_frequency = self.config.rope_base ** (-dims / self.config.head_dim)
@@ -338,6 +295,6 @@ class GPT(nn.Module):
 
 def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert the weights of linear layers and embeddings to ``dtype``; biases and norms stay as they are."""
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.data = module.weight.data.to(dtype)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.to(dtype)

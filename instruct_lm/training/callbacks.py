@@ -52,9 +52,10 @@ class Throughput(Callback):
         module.log("train/memory_gb", memory_now(module.device) / 1e9)
 
     @property
-    def tokens_per_second(self) -> float:
-        """The rate over all steps so far; 0 before the first."""
-        return self.tokens / self.seconds if self.seconds else 0.0
+    def summary(self) -> dict[str, float]:
+        """Seconds of training steps and the rate over all of them; 0 before the first."""
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        return {"train_seconds": round(self.seconds, 1), "tokens_per_second": round(rate, 1)}
 
 
 class ProgressBar(TQDMProgressBar):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from instruct_lm.model.gpt import GPT, GPTConfig, KVCache
+from instruct_lm.model.gpt import GPT, GPTConfig
 from tests.model.conftest import CONFIGS
 
 
@@ -20,7 +20,7 @@ def test_a_token_sees_nothing_that_follows(model: GPT) -> None:
 def test_cached_equals_uncached(model: GPT) -> None:
     ids = torch.randint(0, 101, (3, 24))
     lengths = torch.tensor([9, 5, 13])  # rows of different lengths, right-padded
-    cache = KVCache(model.config, 3, 24, torch.float32, "cpu")
+    cache = model.new_cache(3, 24)
     with torch.no_grad():
         expected = model.hidden_states(ids)
         model.hidden_states(ids[:, :13], cache=cache)
