@@ -33,8 +33,6 @@ from instruct_lm.io.verification import beside, in_place, place, verify
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["FORMS", "DownloadError", "Fetcher", "Remote", "default_cache_dir", "parse_source"]
-
 FORMS = """A source is one of
   hf:<owner>/<repo>@<revision>/<file>
   pypi:<name>==<version>/<path inside the wheel>
