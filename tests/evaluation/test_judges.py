@@ -419,7 +419,7 @@ def test_make_judge():
 @pytest.mark.parametrize(
     ("kind", "model", "message"),
     [
-        ("gpt", None, "judge=gpt: unknown"),
+        ("gpt", None, "judge=gpt: unknown judge"),
         ("openai", None, r"judge\.model is not set"),
         ("llamacpp", None, "GGUF"),
         ("llamacpp", "absent.gguf", r"judge\.model=absent\.gguf: not a GGUF"),

@@ -45,9 +45,7 @@ def make_judge(
         case "openai" if model:
             return OpenAIJudge(str(model), api_key_env=api_key_env, **address, **options)
         case "llamacpp" if model:
-            return LlamaCppJudge(Path(model), **options)
+            return LlamaCppJudge(model, **options)
         case "openai" | "llamacpp":
-            raise InputError(
-                f"judge.model is not set: judge={kind} needs the name of a model or the path of a GGUF file"
-            )
-    raise InputError(f"judge={kind}: unknown; choose reference, ollama, openai, llamacpp or none")
+            raise InputError("judge.model is not set: openai needs a model's name, llamacpp the path of a GGUF file")
+    raise InputError(f"judge={kind}: unknown judge; choose one of conf/judge")

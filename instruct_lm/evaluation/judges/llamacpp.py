@@ -1,4 +1,4 @@
-"""A judge in this process: a GGUF file run by llama.cpp."""
+"""The judge that asks a GGUF file, run by llama.cpp in this process."""
 
 import threading
 from collections.abc import Mapping
@@ -31,17 +31,24 @@ class LlamaCppJudge(OpenAIJudge):
     kind = "llamacpp"
 
     def __init__(
-        self, model: Path, *, n_ctx: int = 4096, n_threads: int | None = None, timeout: float = 600.0, **options: Any
+        self,
+        model: str | Path,
+        *,
+        n_ctx: int = 4096,
+        n_threads: int | None = None,
+        timeout: float = 600,
+        **options: Any,
     ) -> None:
-        if not _is_gguf(model):
+        path = Path(model)
+        if not _is_gguf(path):
             raise InputError(f"judge.model={model}: not a GGUF file; give the path of one, or choose another judge")
         try:
             import xllamacpp
         except ImportError as error:
             raise InputError("judge=llamacpp needs xllamacpp: pip install 'instruct-lm[llamacpp]'") from error
         # check() adds the port to base_url
-        super().__init__(model.name, base_url="http://127.0.0.1/v1", api_key_env=None, timeout=timeout, **options)
-        self.path, self.n_ctx, self.n_threads = model, n_ctx, n_threads
+        super().__init__(path.name, base_url="http://127.0.0.1/v1", api_key_env=None, timeout=timeout, **options)
+        self.path, self.n_ctx, self.n_threads = path, n_ctx, n_threads
         self.server = f"xllamacpp {xllamacpp.__version__}, in this process"
         self._xllamacpp = xllamacpp
         self._server: Any = None  # xllamacpp.Server while it runs

@@ -1,4 +1,4 @@
-"""A judge in a local Ollama."""
+"""The judge that asks a model in Ollama."""
 
 import json
 from dataclasses import dataclass, field
@@ -32,10 +32,9 @@ class OllamaJudge(OpenAIJudge):
             return
         found = [digests[name] for name in (self.model, f"{self.model}:latest") if name in digests]
         if not found:
-            raise InputError(
-                f"judge.model={self.model}: not among the models of Ollama at {self.base_url} "
-                f"({', '.join(sorted(digests)) or 'it has none'}).\nFetch it: ollama pull {self.model}"
-            )
+            models = ", ".join(sorted(digests)) or "no models"
+            remedy = f"Fetch it: ollama pull {self.model}"
+            raise InputError(f"judge.model={self.model}: Ollama at {self.base_url} has {models}.\n{remedy}")
         self._digest = found[0]
 
     def digest(self) -> str | None:

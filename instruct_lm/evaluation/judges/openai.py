@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server."""
+"""The judge that asks a model behind an OpenAI-compatible server."""
 
 import contextlib
 import json
@@ -81,9 +81,7 @@ class OpenAIJudge(Judge):
             raise InputError(f"judge.prompt={self.prompt!r} lacks {{response}}: add it, or the judge sees no answer")
         url = urlsplit(self.base_url)
         if url.username or url.password or url.query:
-            raise InputError(
-                "judge.base_url contains a password or query: set the variable of judge.api_key_env instead"
-            )
+            raise InputError("judge.base_url has a password or query: give the key through judge.api_key_env")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise InputError(f"judge.base_url={self.base_url}: give an address such as http://localhost:8080/v1")
         self.base_url = self.base_url.rstrip("/")
@@ -112,8 +110,8 @@ class OpenAIJudge(Judge):
         """Ask the server for its list of models, which costs nothing."""
         self._closed.clear()
         if urlsplit(self.base_url).hostname == "api.openai.com" and not read_secret(self.api_key_env):
-            needed = f"needs a key: export {self.api_key_env or 'OPENAI_API_KEY'}=…"
-            raise InputError(f"judge.api_key_env={self.api_key_env}: {self.base_url} {needed}")
+            variable = self.api_key_env or "OPENAI_API_KEY"
+            raise InputError(f"{self.base_url} needs a key: set judge.api_key_env={variable} and export {variable}=…")
         reply = self._reach(f"{self.base_url}/models")
         if reply.status_code in (401, 403):
             raise JudgeError(f"{self.base_url} refuses the key (HTTP {reply.status_code}). {self._remedy()}")
@@ -137,7 +135,7 @@ class OpenAIJudge(Judge):
                 words = self._without_key(" ".join(reply.content.decode("utf-8", "replace").split()))[:200]
                 failure = Verdict(None, f"HTTP {status}, no answer: {words}", unreachable=status in _UNREACHABLE)
                 if refused := _refused_fields(reply) & sent.keys():
-                    self._refused |= refused
+                    self._refused |= refused  # for this question and all later ones
                     continue
                 if 300 <= status < 500 and status != 429:
                     return failure
@@ -145,7 +143,7 @@ class OpenAIJudge(Judge):
                 retry = retry.increment()
             except MaxRetryError:
                 return failure
-            if self._closed.wait(_seconds_to_wait(retry, reply)):
+            if self._closed.wait(_seconds_to_wait(retry, reply)):  # ends early after close()
                 return failure
 
     def close(self) -> None:
