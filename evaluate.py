@@ -88,9 +88,8 @@ def judge_responses(
 ) -> int:
     """Score the answers by one judge and write the summary; 1 if an entry has no score."""
     from instruct_lm.commands import build
-    from instruct_lm.commands.report import describe_summary
     from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
-    from instruct_lm.evaluation.scoring import describe_judge, score_responses, summarise
+    from instruct_lm.evaluation.scoring import describe_judge, describe_summary, score_responses, summarise
     from instruct_lm.io.files import shown, write_json
 
     entries = load_responses(responses)

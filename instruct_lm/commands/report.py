@@ -5,18 +5,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from instruct_lm.errors import InputError
-
-
-def describe_summary(summary: Mapping[str, Any]) -> str:
-    """An evaluation in a few lines."""
-    from instruct_lm.report.text import template
-
-    return template("summary.txt").render(summary).rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
