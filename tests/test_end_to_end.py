@@ -642,4 +642,4 @@ def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Pa
     Path(config.parents[1], "summary.json").write_text("{}")
     status, err = command("train", *settings)
     assert status == 2
-    assert "a complete run that cannot go on with another trainer.max_epochs or trainer.max_steps" in err
+    assert "a complete run without checkpoints/last.ckpt; other trainer.max_epochs or trainer.max_steps need it" in err

@@ -42,18 +42,14 @@ def choose_accelerator(device: DeviceConfig) -> str:
     here = [name for name, count in counts.items() if count]
     accelerator = here[0] if device.accelerator == "auto" else device.accelerator
     if accelerator not in here:
-        raise InputError(
-            f"device.accelerator={accelerator}: torch {torch.__version__} finds none on this machine, only "
-            f"{' and '.join(here)}. Use device=auto or device={here[0]}."
-        )
+        found = f"torch {torch.__version__} finds only {' and '.join(here)}"
+        raise InputError(f"device.accelerator={accelerator}: {found}. Use device=auto or device={here[0]}.")
     wanted = str(device.devices)
     if accelerator != "cpu" and wanted != "auto":
         last = max(map(int, wanted.split(","))) if "," in wanted else int(wanted) - 1
         if last >= counts[accelerator]:
-            raise InputError(
-                f"device.devices={wanted}: this machine has {counts[accelerator]} ({accelerator}). "
-                "Use device.devices=auto for all of them."
-            )
+            here_are = f"this machine has {counts[accelerator]} ({accelerator})"
+            raise InputError(f"device.devices={wanted}: {here_are}. Use device.devices=auto for all.")
     if accelerator == "cpu" and device.precision == "16-mixed":
         raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
     return accelerator
@@ -74,10 +70,8 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
     source = model.tokenizer
     tokenizer = load_tokenizer(source if source == "bytes" else fetcher.fetch(source, sha256=model.tokenizer_sha256))
     if tokenizer.vocab_size > model.vocab_size:
-        raise InputError(
-            f"model.tokenizer={source} has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size} has room "
-            "for fewer: give the model's own tokenizer"
-        )
+        sizes = f"has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size}"
+        raise InputError(f"model.tokenizer={source} {sizes} has room for fewer: give the model's own tokenizer.")
     return tokenizer
 
 
@@ -101,9 +95,7 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
         stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
         state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
     except Exception as error:  # torch, zip and pickle raise a dozen kinds
-        raise InputError(
-            f"{checkpoint} is no readable checkpoint ({error}); evaluate the other one or train anew"
-        ) from error
+        raise InputError(f"{checkpoint} is no readable checkpoint ({error}): use another, or train anew.") from error
     try:
         if config.lora.rank:
             gpt = _plain_model(config, fetcher)

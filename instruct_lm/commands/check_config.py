@@ -150,94 +150,68 @@ def nest(flat: Values) -> dict[str, Any]:
 
 
 def _heads(v: Values) -> Iterator[str]:
-    width, heads = v["model.n_embd"], v["model.n_head"]
+    width, heads, shared = v["model.n_embd"], v["model.n_head"], v["model.n_kv_head"]
     if width % heads:
         yield f"model.n_embd={width} is not a multiple of model.n_head={heads}: change one."
     elif v["model.position"] == "rotary" and width // heads % 2:
-        yield (
-            f"model.n_embd={width} over model.n_head={heads} gives heads of odd width {width // heads}: "
-            "model.position=rotary turns pairs, choose sizes with an even width."
-        )
-    if (shared := v["model.n_kv_head"]) is not None and heads % shared:
+        yield f"model.n_embd={width} over model.n_head={heads}: model.position=rotary needs heads of even width."
+    if shared is not None and heads % shared:
         yield f"model.n_head={heads} is not a multiple of model.n_kv_head={shared}: change one."
 
 
 def _longest(v: Values) -> Iterator[str]:
-    length, block_size = v["data.max_length"], v["model.block_size"]
-    if length is not None and length > block_size:
-        yield (
-            f"data.max_length={length} is over model.block_size={block_size}, the longest sequence of "
-            f"{v['model.name']}: use at most that, or null for all of it."
-        )
+    length, longest = v["data.max_length"], v["model.block_size"]
+    if length is not None and length > longest:
+        yield f"data.max_length={length} is over model.block_size={longest}: use at most that, or null for all of it."
 
 
 def _fractions(v: Values) -> Iterator[str]:
     train, test = v["data.train_fraction"], v["data.test_fraction"]
     if train + test > 1 + 1e-9:  # 1e-9: 0.7 + 0.2 + 0.1 and the like
-        yield (
-            f"data.train_fraction={train} and data.test_fraction={test} add up to {train + test:g}, over 1: lower one; "
-            "what is left becomes the validation split."
-        )
+        yield f"data.train_fraction={train} and data.test_fraction={test} add up to {train + test:g}: lower one."
 
 
 def _greedy(v: Values) -> Iterator[str]:
     for key in ("generation.top_k", "generation.top_p"):
         if v["generation.temperature"] == 0 and v[key] is not None:
-            yield (
-                f"{key}={v[key]} has no effect with generation.temperature=0 (greedy): choose generation=sample or a "
-                "temperature."
-            )
+            yield f"{key}={v[key]} has no effect with generation.temperature=0: choose generation=sample."
 
 
 def _prompt_weight(v: Values) -> Iterator[str]:
-    if v["mask_instructions"] and v["prompt_loss_weight"]:
-        yield (
-            "mask_instructions=true gives the prompt weight 0, but "
-            f"prompt_loss_weight={v['prompt_loss_weight']}: leave out one of them."
-        )
+    if v["mask_instructions"] and (weight := v["prompt_loss_weight"]):
+        yield f"prompt_loss_weight={weight} with mask_instructions=true, which means weight 0: leave out one."
 
 
 def _dropout(v: Values) -> Iterator[str]:
     for key in ("model.dropout", "lora.dropout"):
-        if v[key] > 0 and v["data.layout"] == "packed" and "optimizer.name" in v:
-            yield (
-                f"{key}={v[key]} with data.layout=packed: the examples of a batch would share the dropout of their "
-                f"common prefix. Use data.layout=padded, or {key}=0."
-            )
+        if v[key] > 0 and v["data.layout"] == "packed" and "optimizer.name" in v:  # only training drops
+            yield f"{key}={v[key]} with data.layout=packed, whose examples share a prefix: use data.layout=padded."
 
 
 def _adapters(v: Values) -> Iterator[str]:
     if v["lora.rank"] > 0 and (not v["lora.targets"] or v["lora.alpha"] == 0):
-        yield (
-            f"lora.rank={v['lora.rank']} with lora.targets={v['lora.targets']} and lora.alpha={v['lora.alpha']} trains "
-            "nothing: choose lora=r16, or give both."
-        )
+        yield f"lora.rank={v['lora.rank']} trains nothing without lora.targets and lora.alpha: choose lora=r16."
 
 
 def _in_backward(v: Values) -> Iterator[str]:
     for key, needed in {"optimizer.name": "adamw", "trainer.accumulate": 1, "trainer.clip_norm": None}.items():
         if v["optimizer.in_backward"] and v[key] != needed:
-            yield (
-                f"{key}={v[key]} with optimizer.in_backward=true: AdamW then uses each gradient at once and frees it, "
-                f"so none can be summed or measured. Use optimizer.in_backward=false, or leave out {key}."
-            )
+            yield f"{key}={v[key]} with optimizer.in_backward=true, which frees gradients one by one: leave out one."
 
 
 def _limits(v: Values) -> Iterator[str]:
-    steps = v["trainer.max_steps"]
+    steps, warmup = v["trainer.max_steps"], v["optimizer.warmup_steps"]
     if v["trainer.max_epochs"] is None and steps is None:
         yield "trainer.max_epochs=null and trainer.max_steps=null: training would never end. Give one of them."
-    if steps is not None and (warmup := v["optimizer.warmup_steps"]) >= steps:
-        yield (
-            f"optimizer.warmup_steps={warmup} is not below trainer.max_steps={steps}: the learning rate would never "
-            "be reached. Give fewer warm-up steps or more steps."
-        )
+    if steps is not None and warmup >= steps:
+        yield f"optimizer.warmup_steps={warmup} reaches trainer.max_steps={steps}: give fewer warm-up steps."
 
 
 def _answers(v: Values) -> Iterator[str]:
-    if v["run"] is not None and v["responses"] is not None:
-        yield f"run={v['run']} and responses={v['responses']}: give a run that answers or a file of answers, not both."
-    if v["responses"] is not None and v["judge.kind"] == "none":
+    run, responses = v["run"], v["responses"]
+    if run is not None and responses is not None:
+        yield f"run={run} and responses={responses}: give a run that answers or a file of answers, not both."
+    if responses is not None and v["judge.kind"] == "none":
         yield "judge=none with responses=… leaves nothing to do: choose judge=reference or another judge."
 
 
@@ -245,9 +219,9 @@ def _judges(v: Values) -> Iterator[str]:
     needed = {"ollama": ("model", "base_url"), "openai": ("model", "base_url"), "llamacpp": ("weights",)}
     for group in ("judge", "second_judge"):
         kind = v[f"{group}.kind"]
-        for name in needed.get(kind, ()):
-            if v[f"{group}.{name}"] is None:
-                yield f"{group}.{name}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml."
+        for key in (f"{group}.{name}" for name in needed.get(kind, ())):
+            if v[key] is None:
+                yield f"{key}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml."
 
 
 _COMBINATIONS: tuple[Callable[[Values], Iterator[str]], ...] = (

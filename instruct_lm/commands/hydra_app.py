@@ -156,10 +156,8 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
         yield f"{line} adds what is there already: write {line[1:]} without the +."
     elif override.is_sweep_override() and not multirun:
         value = override.get_value_string()
-        yield (
-            f"{line} gives several values: add -m (--multirun) for a job each, write {key}=[{value}] for a list, or "
-            f"quote a text twice: '{key}=\"{value}\"'."
-        )
+        quoted = f"""'{key}="{value}"'"""
+        yield f"{line}: add -m (--multirun) for a job each; write {key}=[{value}] for a list, {quoted} for a text."
     else:
         for value in _values(override):
             if group in groups and value not in choices(key):
@@ -222,10 +220,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     if name == "train" and sweep:
         config = runs.continued(config, folder)
     if sweep and (config.device.devices, config.device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
-        raise InputError(
-            f"device.devices={config.device.devices} and device.num_nodes={config.device.num_nodes} in a multirun: "
-            "every process would start the whole sweep again. Use one device, single runs, or torchrun."
-        )
+        devices = f"device.devices={config.device.devices} device.num_nodes={config.device.num_nodes}"
+        raise InputError(f"{devices}: each process would repeat the multirun. Use one device, single runs or torchrun.")
     if name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
         runs.save_config(config)
     return config

@@ -43,26 +43,17 @@ def find_run(run: str | Path) -> Path:
     """Return the absolute path of a training run's folder.
 
     Raises:
-        InputError: the folder is not there or is no run's; the message says what it is instead.
+        InputError: There is no such folder, or it holds no run; the message names runs nearby.
     """
     path = Path(run).expanduser().resolve()
     if (path / CONFIG_FILE).is_file():
         return path
-    if not path.exists():
-        known = sorted(p.parent.parent for p in path.parent.glob(f"*/{CONFIG_FILE}"))[-3:]
-        remedy = (
-            f"Runs there: {', '.join(p.name for p in known)}." if known else "Give the output_dir of a run of train.py."
-        )
-        raise InputError(f"{run}: no such folder. {remedy}")
-    inside = next((p for p in path.parents if (p / CONFIG_FILE).is_file()), None)
-    if inside is not None:
-        raise InputError(f"{run} lies inside a run: give the run's own folder, {inside}.")
-    if (path / "multirun.yaml").is_file():
-        jobs = sorted(p.parent.parent.name for p in path.glob(f"*/{CONFIG_FILE}"))
-        raise InputError(
-            f"{run} holds a multirun: give one of its runs, {', '.join(jobs) or 'of which there are none yet'}."
-        )
-    raise InputError(f"{run} is not a run folder: it has no {CONFIG_FILE}. Give the output_dir of a run of train.py.")
+    fault = "is not a run folder" if path.exists() else "no such folder"
+    around = [parent for parent in path.parents if (parent / CONFIG_FILE).is_file()]
+    beside = (*path.glob(f"*/{CONFIG_FILE}"), *path.parent.glob(f"*/{CONFIG_FILE}"))
+    near = around or sorted(file.parents[1] for file in beside)
+    remedy = f"Runs nearby: {', '.join(map(str, near[-3:]))}." if near else "Give the output_dir of a run of train.py."
+    raise InputError(f"{run}: {fault}. {remedy}")
 
 
 def load_run_config(run: str | Path) -> TrainConfig:
@@ -79,10 +70,7 @@ def load_run_config(run: str | Path) -> TrainConfig:
             raise InputError("it is a list, not keys with values")
         return make_config(TrainConfig, {**values, "output_dir": str(folder)}, combinations=False)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, InputError) as error:
-        raise InputError(
-            f"{path} cannot be used: it is damaged, or another version of this program wrote it.\n{error}\n"
-            "Train anew, or correct the file."
-        ) from error
+        raise InputError(f"{path} is damaged or of another version: train anew, or correct it.\n{error}") from error
 
 
 def checkpoint_path(run: str | Path, which: str) -> Path:
@@ -114,10 +102,7 @@ def train_dir(output_dir: str | None, resume: str | None, default: str) -> str:
     if output_dir is None:
         return _claim(default)
     if any((Path(output_dir).expanduser() / "checkpoints").glob("*.ckpt")):
-        raise InputError(
-            f"output_dir={output_dir} holds a run already: continue it with resume={output_dir}, delete it, or choose "
-            "another folder."
-        )
+        raise InputError(f"output_dir={output_dir} holds a run: continue it with resume={output_dir}, or delete it.")
     return str(Path(output_dir).expanduser())
 
 
@@ -166,13 +151,10 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
     Raises:
         InputError: Keys that contradict the run, or no run or checkpoint to resume.
     """
-    run = load_run_config(str(config.resume))
-    values, differing = _merge(run, config, given, RESUME_MAY_CHANGE)
+    values, differing = _merge(load_run_config(str(config.resume)), config, given, RESUME_MAY_CHANGE)
     if differing:
-        raise InputError(
-            f"resume={config.resume} brings its own settings: {differing}. Leave out what differs. May change: "
-            f"{', '.join(RESUME_MAY_CHANGE)}."
-        )
+        may_change = ", ".join(RESUME_MAY_CHANGE)
+        raise InputError(f"The run to resume has {differing}. Leave out what differs. May change: {may_change}.")
     config = make_config(TrainConfig, nest({**values, "resume": config.resume}))
     if not is_complete(config):
         checkpoint_path(config.folder, "last")
@@ -196,8 +178,7 @@ def continued(config: TrainConfig, folder: Path) -> TrainConfig:
             return config
         if not _is_complete(folder, config):
             raise InputError(
-                f"{folder} holds a complete run that cannot go on with another {' or '.join(LIMITS)}, since its {LAST} "
-                f"was not kept: {remedy}"
+                f"{folder} holds a complete run without {LAST}; other {' or '.join(LIMITS)} need it: {remedy}"
             )
     values, differing = _merge(load_run_config(folder), config, TrainConfig.model_fields, RESUME_MAY_CHANGE)
     if differing:
@@ -220,22 +201,17 @@ def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
         checkpoint_path(path, config.checkpoint)
     fixed = FIXED_BY_RUN if given & {"data", "data.source"} else FIXED_BY_RUN + SPLIT_KEYS
     mine = flatten(config.model_dump())
-    may_change = [key for key in mine if _within(key, FROM_RUN) and not _within(key, fixed)]
+    may_change = [key for key in mine if not _within(key, fixed)]
     values, differing = _merge(load_run_config(path), config, given, may_change)
     if differing:
-        raise InputError(
-            f"run={path} brings its own settings: {differing}. Leave out what differs; to evaluate another model or "
-            "split, leave out run=."
-        )
+        raise InputError(f"run={path} has {differing}. Leave out what differs, or run= for another model or split.")
     return make_config(EvaluateConfig, nest(mine | {key: values[key] for key in values if _within(key, FROM_RUN)}))
 
 
-def _merge(
-    run: TrainConfig, config: CommonConfig, given: Iterable[str], may_change: Sequence[str]
-) -> tuple[dict[str, Any], str]:
+def _merge(run: TrainConfig, config: CommonConfig, given: Iterable[str], may_change: Sequence[str]) -> tuple[Any, str]:
     """A run's flat values with the given ones that may change, and in words how the others differ."""
     values, mine = flatten(run.model_dump()), flatten(config.model_dump())
-    differing = ["experiment"] if "experiment" in given else []
+    differing = ["settings that an experiment replaces"] if "experiment" in given else []
     for key in values.keys() & mine.keys() - {"output_dir", "resume"}:
         if _within(key, may_change) and _within(key, given):
             values[key] = mine[key]

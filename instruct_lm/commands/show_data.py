@@ -1,4 +1,4 @@
-"""Shows what the model sees: `python -m instruct_lm.data [source] [--mask-instructions] [--entry N]`."""
+"""Show what the model sees: `python -m instruct_lm.data [source] [--mask-instructions] [--entry N]`."""
 
 import argparse
 import os
@@ -10,13 +10,8 @@ import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
-from instruct_lm.data.encoding import (
-    OVERLONG,
-    EncodedExample,
-    encode_examples,
-    loss_weights,
-    resolve_prompt_loss_weight,
-)
+from instruct_lm.data.encoding import OVERLONG, EncodedExample, encode_examples, loss_weights
+from instruct_lm.data.encoding import resolve_prompt_loss_weight as resolve_weight
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
@@ -27,23 +22,15 @@ _LISTED = 5  # duplicates that are shown; the rest are counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the statistics of a data file and one entry with its loss weights; returns the exit status."""
+    """Print the statistics of a data file and one entry with its loss weights; returns the exit status."""
     return exit_status(_show, _parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
     add = parser.add_argument
-    add(
-        "source",
-        nargs="?",
-        default="sample",
-        help="JSON or JSON lines: a file or a source; default: the embedded sample",
-    )
-    add(
-        "--tokenizer",
-        help="merges.txt or .gguf, a file or a source, or `bytes`; default: one in the cache, else `bytes`",
-    )
+    add("source", nargs="?", default="sample", help="JSON or JSON lines; default: the embedded sample")
+    add("--tokenizer", help="merges.txt, a GGUF file or bytes; default: one in the cache, else bytes")
     add("--style", default="alpaca", choices=STYLES, help="prompt style (default: %(default)s)")
     add("--mask-instructions", action="store_true", help="train on the response only")
     add("--mask-header", action="store_true", help="weight the response header like the prompt")
@@ -55,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(options: argparse.Namespace) -> None:
-    weight = resolve_prompt_loss_weight(options.mask_instructions, options.prompt_loss_weight)
+    weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
     style = get_style(options.style)
     examples = load_examples(options.source if options.source == "sample" else Fetcher().fetch(options.source))
     if not 1 <= options.entry <= len(examples):
@@ -74,9 +61,7 @@ def _show(options: argparse.Namespace) -> None:
             f"{name:<12}{len(part):>8}{encoded.dropped:>9}{encoded.truncated:>6}{lengths.sum():>10}"
             f"{lengths.mean():>8.1f}{lengths.max():>6}{share:>9.1%}"
         )
-    print(
-        "trained: the sum of the loss weights over the number of targets, which is all tokens but the first of an entry"
-    )
+    print("trained: sum of the loss weights / number of targets, which are all tokens of an entry but the first")
     _show_duplicates(splits)
 
     example = examples[options.entry - 1]
@@ -114,7 +99,7 @@ def _tokenizer(source: str | None) -> Tokenizer:
     for path in sorted([*cache.rglob("*.gguf"), *cache.rglob("merges.txt")]):
         try:
             tokenizer = load_tokenizer(path)
-        except InputError:  # a judge's model, say, with a tokenizer of another kind
+        except InputError:  # another kind of tokenizer, such as that of a judge's model
             continue
         print(f"tokenizer: {path} (choose another with --tokenizer)")
         return tokenizer

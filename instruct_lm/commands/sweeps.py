@@ -56,10 +56,7 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     quoted = QuotedString(str(run), Quote.single).with_quotes()  # Hydra then reads it as one text
     status = subprocess.run([sys.executable, str(COMMAND), f"run={quoted}", *settings], check=False).returncode
     if status:
-        raise RunError(
-            f"The evaluation of {shown(run)} ended with status {status}. Go on with: {command}, or with the whole "
-            "sweep once more."
-        )
+        raise RunError(f"Evaluating {shown(run)} ended with status {status}. Go on with the sweep, or with: {command}")
     return folder
 
 

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,17 @@ def test_exit_status_of_a_job(command: Any, main: Main, expected: int, message: 
     assert ("Traceback" in err) == traceback
     if message:
         assert message in Path("run", "train.log").read_text()
+
+
+def test_one_frame_of_ours_lies_between_hydra_and_main(command: Any) -> None:
+    frames: list[str] = []
+
+    def main(config: Any) -> None:
+        stack = traceback.extract_stack()
+        frames.extend(frame.name for frame in stack if Path(frame.filename).is_relative_to(ROOT / "instruct_lm"))
+
+    assert command("train", "output_dir=run", main=main)[0] == 0
+    assert frames == ["recorded"]  # the job, named after what it wraps
 
 
 def test_a_bug_while_handling_bad_input_is_still_a_bug(command: Any) -> None:

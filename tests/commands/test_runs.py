@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,21 +75,21 @@ def test_what_is_no_run_folder_is_described(run: Any, command: Any) -> None:
     Path("empty").mkdir()
     command("train", "-m", "seed=1,2", "output_dir=sweep")
     cases = {
-        "nowhere": "no such folder. Runs there: run.",
-        "empty": "is not a run folder",
-        str(folder / "checkpoints" / "best.ckpt"): f"give the run's own folder, {folder.resolve()}",
-        "sweep": "give one of its runs, 0_seed-1, 1_seed-2",
+        "nowhere": f"nowhere: no such folder. Runs nearby: {folder.resolve()}.",
+        "empty": "empty: is not a run folder. Runs nearby: ",
+        str(folder / "checkpoints" / "best.ckpt"): f"is not a run folder. Runs nearby: {folder.resolve()}.",
+        "sweep": f"{Path('sweep').resolve() / '0_seed-1'}, {Path('sweep').resolve() / '1_seed-2'}",
     }
     for path, message in cases.items():
-        with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        with pytest.raises(InputError, match=re.escape(message)):
             find_run(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"seed: [1", "it is damaged"),
-        (b"\xff\xfe\x00", "it is damaged"),
+        (b"seed: [1", "is damaged or of another version"),
+        (b"\xff\xfe\x00", "is damaged or of another version"),
         (b"colour: red", "colour: there is no such key"),
         (b"seed: x", "seed=x must be a whole number"),
         (b"seed: 1", "No value for .*trainer"),
