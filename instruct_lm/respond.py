@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from instruct_lm.data.prompts import Example, PromptStyle, extract_response
 from instruct_lm.data.tokenizer import Tokenizer
@@ -12,9 +13,8 @@ from instruct_lm.model.generation import GREEDY, Sampling, generate, stream
 from instruct_lm.model.gpt import GPT
 
 
-@dataclass(frozen=True)
-class Response:
-    """What a model answered.
+class Response(NamedTuple):
+    """What a model answered; a tuple, since Lightning cannot gather frozen dataclasses in `Trainer.predict`.
 
     Attributes:
         text: The answer, without the header and surrounding whitespace.

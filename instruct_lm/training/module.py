@@ -54,7 +54,6 @@ class InstructionTuner(pl.LightningModule):
         self.settings = optimizer
         self.config = config or {}
         self.loss: Callable[[GPT, Batch], tuple[Tensor, Tensor]] = batch_loss
-        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
         self._sums = torch.zeros(4, dtype=torch.float64)  # of the evaluation under way, as in `_add`
         self._train_sums = torch.zeros(4, dtype=torch.float64)  # of the optimizer step under way
         self._rng_states: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -95,6 +94,11 @@ class InstructionTuner(pl.LightningModule):
             else GPT(sizes)
         )
         return cls(model, Responder(model, tokenizer, get_style(style), max_new_tokens), optimizer)
+
+    @property
+    def strict_loading(self) -> bool:  # type: ignore[override]  # Lightning's own can be set
+        """Whether a checkpoint must hold all parameters; with a frozen base it holds the trained ones alone."""
+        return all(parameter.requires_grad for parameter in self.parameters())
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -17,6 +17,7 @@ from instruct_lm.data.prompts import Example
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.fast import accelerate
 from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.lora import add_lora
 from instruct_lm.respond import Responder
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveLast
 from instruct_lm.training.module import InstructionTuner
@@ -282,6 +283,20 @@ def test_test_and_predict_work_with_any_trainer(data_file: Path, tmp_path: Path)
     answers = trainer(tmp_path).predict(tuner, datamodule)
     assert [answer for batch in answers for answer in batch] == responder.answer(datamodule.splits.test)
     assert tuner.answer("Say 3.", "now") == responder.answer([Example("Say 3.", "now", "")])[0].text
+
+
+def test_a_checkpoint_of_adapters_alone_loads_into_a_tuner_adapted_after_it_was_made(
+    data_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "adapters.ckpt"
+    for resumed in (False, True):
+        module, datamodule = build(data_file)
+        add_lora(module.model, rank=2, alpha=4)
+        trained = trainer(tmp_path, max_steps=4 if resumed else 2)
+        trained.fit(module, datamodule, ckpt_path=path if resumed else None)
+        assert trained.global_step == (4 if resumed else 2)
+        trained.save_checkpoint(path)
+    assert all("lora_" in name for name in torch.load(path, weights_only=True)["state_dict"])
 
 
 def test_a_step_without_weight_names_its_entries(data_file: Path) -> None:
