@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class Sampling:
             raise ValueError(f"top_k={self.top_k} must be 1 or more, or null")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1], or be null")
+
+    def generator(self, number: int) -> torch.Generator:
+        """The random numbers of one prompt."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
 
     def choose(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """The next token of each row, int64 (B,), of logits (B, V), with one generator per row."""
@@ -100,9 +105,7 @@ def stream(
     active = [i for i, n in enumerate(room) if n > 0]  # the prompt that each row of the cache belongs to
     if not active:
         return
-    generators = {i: torch.Generator() for i in active}
-    for i, generator in generators.items():
-        generator.manual_seed(_row_seed(sampling.seed, i if numbers is None else numbers[i]))
+    generators = {i: sampling.generator(i if numbers is None else numbers[i]) for i in active}
     capacity = max(len(prompts[i]) + room[i] for i in active)
     cache = model.new_cache(len(active), capacity)
     hidden = model.prefill([torch.tensor(prompts[i], device=device) for i in active], cache)  # (rows, C)
@@ -126,23 +129,18 @@ def stream(
         cache.lengths -= torch.tensor([i not in going for i in active], device=device).long()
 
 
-def _row_seed(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number) % 2**63
-
-
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
-    end_tokens: Collection[int] = (),
-    sampling: Sampling = GREEDY,
     batch_size: int = 32,
-    on_done: Callable[[int], None] | None = None,
+    on_done: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> list[list[int]]:
-    """Generate for any number of prompts, in batches of similar length; arguments as for `stream`.
+    """Generate for any number of prompts, in batches of similar length.
 
     Args:
+        model, prompts, options: As for `stream`; the model is in eval mode meanwhile.
         batch_size: Most prompts at once.
         on_done: Called with the number of prompts finished at once, for a progress bar.
 
@@ -156,15 +154,7 @@ def generate(
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            steps = stream(
-                model,
-                [prompts[i] for i in batch],
-                max_new_tokens=max_new_tokens,
-                end_tokens=end_tokens,
-                sampling=sampling,
-                numbers=batch,
-            )
-            for tokens in steps:
+            for tokens in stream(model, [prompts[i] for i in batch], numbers=batch, **options):
                 for row, token in tokens.items():
                     made[batch[row]].append(token)
             if on_done is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,6 +14,21 @@ from instruct_lm.model.gpt import GPTConfig
 
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
 FLOAT = 4
+
+
+_LEANER: dict[str, dict[str, Any]] = {
+    "trainer.activation_checkpointing=true (slower)": {"activation_checkpointing": True},
+    "optimizer.in_backward=true (no clipping, no accumulation)": {"in_backward": True},
+    "trainer.activation_checkpointing=true optimizer.in_backward=true": {
+        "activation_checkpointing": True,
+        "in_backward": True,
+    },
+    "lora=r16 (trains adapters alone)": {"lora_rank": 16, "in_backward": False},
+    "lora=r16 lora.base_dtype=bfloat16 trainer.activation_checkpointing=true": {
+        **{"lora_rank": 16, "base_bytes": 2, "in_backward": False, "activation_checkpointing": True}
+    },
+}
+"""Settings that take less memory, for the message of a run that may not fit."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +126,8 @@ def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
     line = f"memory: {memory.parameters / 1e6:.3g}M parameters, {what}: about {_gb(memory.bytes)}; {_gb(free)} free"
     if memory.bytes <= free:
         return True, line
-    options = {
-        "trainer.activation_checkpointing=true (slower)": replace(memory, activation_checkpointing=True),
-        "optimizer.in_backward=true (no clipping, no accumulation)": replace(memory, in_backward=True),
-        "trainer.activation_checkpointing=true optimizer.in_backward=true": replace(
-            memory, activation_checkpointing=True, in_backward=True
-        ),
-        "lora=r16 (trains adapters alone)": replace(memory, lora_rank=16, in_backward=False),
-        "lora=r16 lora.base_dtype=bfloat16 trainer.activation_checkpointing=true": replace(
-            memory, lora_rank=16, base_bytes=2, in_backward=False, activation_checkpointing=True
-        ),
-    }
-    fitting = [f"  {name}: about {_gb(option.bytes)}" for name, option in options.items() if option.bytes <= free]
+    leaner = {name: replace(memory, **change).bytes for name, change in _LEANER.items()}
+    fitting = [f"  {name}: about {_gb(needed)}" for name, needed in leaner.items() if needed <= free]
     remedy = "these would fit:" if fitting else "none of the leaner settings would fit either: choose a smaller model."
     return False, "\n".join([f"{line}. This may not fit; {remedy}", *fitting])
 
