@@ -155,8 +155,8 @@ def _svg(figure: Figure, title: str) -> str:
     prefix = f"{zlib.crc32(title.encode()):08x}-"
 
     def adapt(tag: re.Match[str]) -> str:
-        if tip := re.fullmatch(r'<g id="tip: ([^"]*)">', tag[0]):
-            return f"<g><title>{tip[1]}</title>"
+        if tip := re.fullmatch(r"""<g id=(["'])tip: (.*)\1>""", tag[0]):
+            return f"<g><title>{tip[2]}</title>"
         text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", tag[0])
         return re.sub(r"#0100(\d\d)", lambda found: f"var(--{_VARIABLES[int(found[1])]})", text)
 
