@@ -5,8 +5,6 @@ entries are crossed, because an entry that is hard for one seed is hard for ever
 seeds and, once for all of them, entries (Owen, 2007, "The pigeonhole bootstrap").
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,15 +1,14 @@
 """The tables of a comparison as texts: the same for the terminal, Markdown and HTML."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from instruct_lm.evaluation.statistics import Difference, bootstrap_interval
+from instruct_lm.evaluation.statistics import Difference, agreement, bootstrap_interval
 from instruct_lm.report.comparison import Comparison, p_text, signed
 from instruct_lm.report.evaluations import Evaluation
 from instruct_lm.report.settings import Setting, short, value_text
@@ -162,9 +161,15 @@ def runs_table(comparison: Comparison) -> Table:
 def agreement_table(comparison: Comparison) -> Table:
     """Judges that scored the same answers."""
     rows = []
-    for first, second, n, found in comparison.agreements:
-        coefficients = {name.title(): _formatted(value, "{:.2f}") for name, value in found.items()}
-        rows.append({"judges": f"{first} and {second}", "entries": str(n), **coefficients})
+    for first, second in combinations(comparison.runs, 2):
+        if first.summary["judge"] == second.summary["judge"] or list(first.entries) != list(second.entries):
+            continue
+        scores = np.stack([first.values["score"], second.values["score"]])
+        scores = scores[:, ~np.isnan(scores).any(axis=0)]
+        if (n := scores.shape[1]) > 1:
+            row = {"judges": f"{first.name} and {second.name}", "entries": str(n)}
+            found = agreement(*scores.tolist())
+            rows.append(row | {name.title(): _formatted(value, "{:.2f}") for name, value in found.items()})
     return Table("Agreement of judges on the same answers", rows)
 
 

@@ -399,11 +399,11 @@ def test_a_picture_is_the_same_each_time_and_names_no_date(pair):
 
 def test_names_in_charts_are_no_markup_and_no_formula():
     name = '$x_1$ <b> "id=" #010003 & 日本 ' + "long " * 20
-    row = charts.Row(name, (1.0, 0.0, 2.0), "1.0", 9)
+    row = (name, (1.0, 0.0, 2.0), "1.0", 9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svg = charts.interval_charts([charts.Intervals("t", [row], name[:20])])
-        curve = charts.line_chart(name, [charts.Curve(name, [(0, 1.0), (1, 1.5)], 9)], "step")
+        curve = charts.line_chart(name, [(name, [(0, 1.0), (1, 1.5)], 9)], "step")
     chart = ET.fromstring(svg)
     assert charts_of(chart)[0].texts == [charts.clipped(name), "1.0"]
     assert ET.fromstring(curve).get("aria-label") == name
@@ -421,7 +421,7 @@ def test_names_in_charts_are_no_markup_and_no_formula():
     ],
 )
 def test_losses_that_differ_by_more_than_a_factor_of_two_have_a_logarithmic_axis(losses, labels):
-    svg = ET.fromstring(charts.line_chart("t", [charts.Curve("a", list(enumerate(losses)), 0)], "step"))
+    svg = ET.fromstring(charts.line_chart("t", [("a", list(enumerate(losses)), 0)], "step"))
     ticks = [tick for tick in svg.iter(f"{SVG}g") if "-ytick_" in tick.get("id", "")]
     assert [tick.find(f".//{SVG}text").text for tick in ticks][-len(labels) :] == labels
 
