@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib import rcParams, style, ticker
 from matplotlib.figure import Figure
 
 from instruct_lm.report.text import TEMPLATES
 
-_STYLE = TEMPLATES / "charts.mplstyle"
+_STYLE = ("default", TEMPLATES / "charts.mplstyle")  # "default": without the user's own matplotlibrc
 N_COLOURS = 8
 WIDTH, HEIGHT, ROW = 360, 210, 34  # CSS pixels: a phone's width, a chart's height, a row of an interval chart
 # Matplotlib draws with the placeholder #0100NN for variable NN of this list; `charts.mplstyle` uses them too.
@@ -42,7 +42,7 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> str:
 
     The name of a curve is shown when the mouse points at it. From number `N_COLOURS` on, curves are dashed.
     """
-    with matplotlib.rc_context(fname=_STYLE):
+    with style.context(_STYLE):
         figure = _figure(HEIGHT)
         axes = figure.subplots()
         for name, points, number in curves:
@@ -54,7 +54,7 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> str:
         if 0 < 2 * min(losses) < max(losses):
             ticks = (1, 1.5, 2, 3, 5, 7) if max(losses) < 10 * min(losses) else (1, 2, 5)
             axes.set_yscale("log", subs=[])
-            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=ticks))
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=ticks))
             axes.yaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=x_label, ylabel="loss")
         return _svg(figure, title)
@@ -70,7 +70,7 @@ def histogram(title: str, values: np.ndarray, number: int, x_label: str, top: fl
         x_label: Of the axis.
         top: Largest share on the axis, the same for histograms side by side.
     """
-    with matplotlib.rc_context(fname=_STYLE):
+    with style.context(_STYLE):
         figure = _figure(150)
         axes = figure.subplots()
         for low, share in zip(range(0, 100, 10), bin_shares(values), strict=True):
@@ -89,7 +89,7 @@ def bin_shares(values: np.ndarray) -> np.ndarray:
 def interval_charts(charts: Sequence[Intervals]) -> str:
     """SVG of interval charts, one below the other."""
     heights = [ROW * len(chart.rows) + 40 for chart in charts]
-    with matplotlib.rc_context(fname=_STYLE):
+    with style.context(_STYLE):
         figure = _figure(sum(heights))
         stacked = figure.subplots(len(charts), squeeze=False, height_ratios=heights)[:, 0]
         for axes, chart in zip(stacked, charts, strict=True):
@@ -99,7 +99,7 @@ def interval_charts(charts: Sequence[Intervals]) -> str:
                 for x, text, side in ((0, clipped(name), "left"), (1, numbers, "right")):
                     axes.text(x, y - 0.3, text, ha=side, transform=axes.get_yaxis_transform())
             if chart.zero:
-                axes.axvline(0, color=matplotlib.rcParams["axes.labelcolor"], linestyle="--")
+                axes.axvline(0, color=rcParams["axes.labelcolor"], linestyle="--")
             axes.set(xlabel=chart.x_label, ylim=(len(chart.rows) - 0.6, -0.8), yticks=[])
             axes.spines.left.set_visible(False)
         return _svg(figure, "; ".join(chart.title for chart in charts))

@@ -21,7 +21,6 @@ from instruct_lm.io.sources import DownloadError, Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
-_MADE_BY = ("model", "data", "prompt", "lora", "generation", "seed", "split")
 # Keys that change no result. Values of other keys tell settings apart.
 _FILES = {"cache_dir", "offline", "mirror", "output_dir", "resume", "evaluate"}
 _IRRELEVANT = _FILES | {"trainer.progress", "trainer.keep_last", "data.num_workers"}
@@ -147,7 +146,8 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     made_by = _read(folder / "responses.made.json", required=False).get("made_by", {})
     checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml", required=False).get("checkpoint")
     run = None if checkpoint == UNTUNED else _find_run(folder, summary)
-    config = {key: made_by[key] for key in _MADE_BY if key in made_by} | (_read(run / CONFIG_FILE) if run else {})
+    config = {key: value for key, value in made_by.items() if key != "files"}
+    config |= _read(run / CONFIG_FILE) if run else {}
     # An evaluation has its own split and generation options, whatever its run's configuration says.
     own = {key: made_by[key] for key in ("generation", "split") if key in made_by}
     decisive = {**config, **own, "judge": summary["judge"], "checkpoint": checkpoint if run else None}
@@ -214,10 +214,10 @@ def _read(path: Path, kind: type = dict, required: bool = True) -> Any:
     try:
         value = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or f"it is no {path.suffix[1:].upper()} ({error})"
+        reason = getattr(error, "strerror", None) or f"it is not valid {path.suffix[1:].upper()} ({error})"
         raise InputError(f"{path} cannot be read: {reason}. Run evaluate.py again.") from error
     if not isinstance(value, kind):
-        raise InputError(f"{path} holds no {'object' if kind is dict else 'list'}. Run evaluate.py again.")
+        raise InputError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}. Run evaluate.py again.")
     return value
 
 
@@ -246,7 +246,9 @@ def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
             continue
     done = [scored[i] for i in range(n) if i in scored]
     if len(done) < n:
-        raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run the same again.")
+        raise InputError(
+            f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run evaluate.py again."
+        )
     return dict(zip(METRICS, np.array(done).reshape(n, len(METRICS)).T, strict=True))
 
 

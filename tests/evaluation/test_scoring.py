@@ -14,8 +14,9 @@ from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import JudgeError, ReferenceJudge
 from instruct_lm.evaluation.judges.local import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
-from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, rouge_l
+from instruct_lm.evaluation.metrics import chrf, rouge_l
 from instruct_lm.evaluation.scoring import ScoredEntry, describe_judge, score_responses, summarise
+from instruct_lm.evaluation.statistics import bootstrap_interval
 
 from .judge_server import JudgeServer, answering, in_turn
 

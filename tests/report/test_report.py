@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from instruct_lm.commands import report
+from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import bootstrap_interval, holm, paired_difference
 from instruct_lm.report import charts
 from instruct_lm.report.comparison import compare, p_text, signed
@@ -91,7 +92,7 @@ def test_a_run_tells_its_losses_and_costs(pair, capsys):
         "tuned": {
             "score": "66.7",
             "validation loss": "4.000 → 1.000",
-            "of the responses": "2.000 → 0.500",
+            "response loss": "2.000 → 0.500",
             "steps": "68",
             "minutes": "1.5",
             "tokens/s": "1,234",
@@ -226,19 +227,19 @@ def test_test_entries_that_stand_in_training_are_reported_apart(tmp_path, capsys
     test = questions[16:18]
     write_run(tmp_path / "run", answers(2), [30.0, 90.0], config=config, questions=test)
     out = run(capsys, tmp_path / "run")[1]
-    row = rows(out, "Test entries that stand in training too")["run"]
+    row = rows(out, "Test entries that are also in the training split")["run"]
     assert row == {
-        "in training too": "1",
+        "also in training": "1",
         "score of these": "90.0 [90.0, 90.0]",
         "score of the others": "30.0 [30.0, 30.0]",
     }
-    assert "1 test entry stands in the training split too" in out
+    assert "1 test entry is also in the training split" in out
     source.unlink()
     load_again = compare([load(tmp_path / "run" / "evaluation" / "test")])
     assert load_again.runs[0].seen == [1]  # read once a process; a new one finds the file gone:
     command = [sys.executable, "-m", "instruct_lm.report", str(tmp_path / "run")]
     fresh = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-    assert "is unknown: the data file is not at hand" in " ".join(fresh.stdout.split())
+    assert "also in the training split: the data file is not on this machine" in " ".join(fresh.stdout.split())
 
 
 def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_path):
@@ -260,7 +261,7 @@ def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_pat
         (["good", "--baseline", "bad"], "--baseline bad: there is no such setting. Choose one of: good."),
         (["torn"], "scores.jsonl has 5 of 6 entries: the evaluation was interrupted"),
         (["unscored"], "scores.jsonl cannot be read"),
-        (["broken"], "summary.json cannot be read: it is no JSON"),
+        (["broken"], "summary.json cannot be read: it is not valid JSON"),
         (["textless"], "entry 1 has no text 'model_response'"),
         (["good", "--html", "good"], "good cannot be written"),
     ],
@@ -316,6 +317,31 @@ def test_markdown_shows_every_character_as_it_is(pair, tmp_path, capsys):
     assert markdown_text("a|b\n*c* <b> `d` [e](f) &lt; x_y _z_ 1 < 2") == (
         r"a\|b<br>\*c\* &lt;b> \`d\` [e\](f) &amp;lt; x_y \_z\_ 1 < 2"
     )
+
+
+def test_other_code_writes_a_report_by_one_call(pair, tmp_path, capsys):
+    files = {name: tmp_path / f"r.{name}" for name in ("html", "md", "svg")}
+    report.write_report(pair[::-1], **files, baselines=["tuned"], title="Both")
+    assert "untuned is worse than tuned by 41.7" in " ".join(capsys.readouterr().out.split())
+    assert files["md"].read_text(encoding="utf-8").startswith("# Both\n\n- untuned is worse")
+    assert "<h1>Both</h1>" in files["html"].read_text(encoding="utf-8")
+    assert files["svg"].read_text(encoding="utf-8").startswith("<svg ")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        report.write_report(["nowhere"])
+
+
+def test_a_summary_in_a_few_lines():
+    numbers = {"n": 64, "exact_match": 25 / 64, "chrf": 80.94, "rouge_l": 82.35, "mean": 60.04, "ci95": [51.9, 68.24]}
+    summary = {**numbers, "failed": 0, "judge": {"kind": "reference"}}
+    first = "64 answers: exact match 25 of 64, chrF 80.9, ROUGE-L 82.3"
+    assert report.describe_summary(summary) == f"{first}\nscore (reference): 60.0 of 100, 95% interval 51.9 to 68.2"
+    failed = {"failed": 2, "failures": [{"index": 3, "reason": "HTTP <500>"}], "mean_failed_as_zero": 58.16}
+    summary |= {**failed, "mean": None, "ended": 0.996, "mean_tokens": 10.61}
+    assert report.describe_summary(summary).splitlines() == [
+        first,
+        "answers ended by the model: 100%, 10.6 tokens each",
+        "2 entries have no score, the first: entry 3, HTTP <500>. Mean with those as 0: 58.2",
+    ]
 
 
 def test_numbers_in_words():
@@ -598,8 +624,8 @@ def test_filter_order_and_a_narrow_screen_in_a_browser(page, chromium):
     assert seen == [True, "1 of 6 entries", ["5", "4", "1", "2", "3", "6"], ["4"]]
 
 
-def test_the_report_imports_no_torch_and_prints_on_any_terminal(pair):
-    code = "import sys; from instruct_lm.commands.report import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+def test_the_report_imports_no_torch_and_without_charts_no_matplotlib_and_prints_on_any_terminal(pair):
+    code = "import sys; from instruct_lm.commands.report import main; main(sys.argv[1:]); assert not {'torch', 'matplotlib'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # a terminal without a minus sign
     done = subprocess.run([sys.executable, "-c", code, *pair], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
