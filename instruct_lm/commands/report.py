@@ -1,7 +1,5 @@
 """Compare evaluations: `python -m instruct_lm.report --help`."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys
@@ -105,7 +103,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart of mean scores and differences")
     parser.add_argument("--title", default="", metavar="TEXT", help="title of page and Markdown")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

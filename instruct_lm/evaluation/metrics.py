@@ -1,15 +1,9 @@
 """Offline metrics of one answer against its reference: exact match, chrF and ROUGE-L."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import CHRF
+from typing import Any
 
 _CURLY_TO_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
 _OPENING = "'\"`«([{¿¡…"
@@ -38,7 +32,7 @@ def exact_match(response: str, reference: str) -> bool:
 
 
 @cache
-def _chrf_metric() -> CHRF:
+def _chrf_metric() -> Any:
     from sacrebleu.metrics import CHRF
 
     return CHRF()  # chrF2 of Popović (2015): character 1- to 6-grams, beta 2, whitespace ignored
@@ -62,7 +56,7 @@ class _UnicodeWords:
 
 
 @cache
-def _rouge_scorer() -> RougeScorer:
+def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_UnicodeWords())

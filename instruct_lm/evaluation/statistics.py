@@ -5,8 +5,6 @@ entries are crossed, because an entry that is hard for one seed is hard for ever
 seeds and, once for all of them, entries (Owen, 2007, "The pigeonhole bootstrap").
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,10 +194,8 @@ def sign_flip_p_value(differences: ArrayLike, n_permutations: int = 10_000, seed
     if len(values) < 2:  # SciPy refuses these; each sign of a single value is as far from 0 as the other
         return 1.0
     options = {"n_resamples": n_permutations, "batch": _rows(len(values)), "rng": np.random.default_rng(seed)}
-    found = permutation_test(
-        (values,), _distance_from_zero, permutation_type="samples", alternative="greater", **options
-    )
-    return float(found.pvalue)
+    options |= {"permutation_type": "samples", "alternative": "greater"}
+    return float(permutation_test((values,), _distance_from_zero, **options).pvalue)
 
 
 def _rows(width: int) -> int:

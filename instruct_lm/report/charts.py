@@ -1,7 +1,5 @@
 """Charts as SVG, drawn by Matplotlib: losses, intervals, histograms. Colours are the CSS variables of `charts.css`."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
@@ -11,37 +9,23 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib import rcParams, style, ticker
 from matplotlib.figure import Figure
 
 from instruct_lm.report.text import TEMPLATES
 
-_STYLE = TEMPLATES / "charts.mplstyle"
+_STYLE = ("default", TEMPLATES / "charts.mplstyle")  # "default": without the user's own matplotlibrc
 N_COLOURS = 8
 WIDTH, HEIGHT, ROW = 360, 210, 34  # CSS pixels: a phone's width, a chart's height, a row of an interval chart
 # Matplotlib draws with the placeholder #0100NN for variable NN of this list; `charts.mplstyle` uses them too.
 _VARIABLES = [*(f"c{i}" for i in range(N_COLOURS)), "ink", "muted", "line"]
 
 
-class Curve(NamedTuple):
-    """A line of a chart: its name, its (x, y) in the order of x, and its number in the palette.
-
-    The name is shown when the mouse points at the line. From number `N_COLOURS` on, the line is dashed.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    colour: int
-
-
-class Row(NamedTuple):
-    """A row of an interval chart: its name, (mean, low, high), these numbers as text, and its number in the palette."""
-
-    name: str
-    interval: tuple[float, float, float]
-    text: str
-    colour: int
+# A line of a chart: name, (x, y) in the order of x, number in the palette
+Curve = tuple[str, Sequence[tuple[float, float]], int]
+# A row of an interval chart: name, (mean, low, high), these as text, number in the palette
+Row = tuple[str, tuple[float, float, float], str, int]
 
 
 class Intervals(NamedTuple):
@@ -54,40 +38,43 @@ class Intervals(NamedTuple):
 
 
 def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> str:
-    """SVG of curves over the same axes; the vertical one is logarithmic if values differ by more than a factor of 2."""
-    with matplotlib.rc_context(fname=_STYLE):
+    """SVG of curves over the same axes; the vertical one is logarithmic if values differ by more than a factor of 2.
+
+    The name of a curve is shown when the mouse points at it. From number `N_COLOURS` on, curves are dashed.
+    """
+    with style.context(_STYLE):
         figure = _figure(HEIGHT)
         axes = figure.subplots()
-        for curve in curves:
-            x, y = zip(*curve.points, strict=True)
-            marker, line = "o" if len(x) <= 12 else "", "-" if curve.colour < N_COLOURS else "--"
-            tip = f"tip: {curve.name}: {y[-1]:.3f} at {x[-1]:.0f}"
-            axes.plot(x, y, line, marker=marker, color=_colour(curve.colour), gid=tip)
-        losses = [y for curve in curves for _, y in curve.points]
+        for name, points, number in curves:
+            x, y = zip(*points, strict=True)
+            marker, line = "o" if len(x) <= 12 else "", "-" if number < N_COLOURS else "--"
+            tip = f"tip: {name}: {y[-1]:.3f} at {x[-1]:.0f}"
+            axes.plot(x, y, line, marker=marker, color=_colour(number), gid=tip)
+        losses = [y for _, points, _ in curves for _, y in points]
         if 0 < 2 * min(losses) < max(losses):
             ticks = (1, 1.5, 2, 3, 5, 7) if max(losses) < 10 * min(losses) else (1, 2, 5)
             axes.set_yscale("log", subs=[])
-            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=ticks))
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=ticks))
             axes.yaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=x_label, ylabel="loss")
         return _svg(figure, title)
 
 
-def histogram(title: str, values: np.ndarray, colour: int, x_label: str, top: float) -> str:
+def histogram(title: str, values: np.ndarray, number: int, x_label: str, top: float) -> str:
     """SVG of the shares of scores in ten bins from 0 to 100.
 
     Args:
         title: For readers who do not see it.
         values: (n,) scores.
-        colour: Number in the palette.
+        number: In the palette.
         x_label: Of the axis.
         top: Largest share on the axis, the same for histograms side by side.
     """
-    with matplotlib.rc_context(fname=_STYLE):
+    with style.context(_STYLE):
         figure = _figure(150)
         axes = figure.subplots()
         for low, share in zip(range(0, 100, 10), bin_shares(values), strict=True):
-            bars = axes.bar(low + 5, share, width=9, color=_colour(colour))
+            bars = axes.bar(low + 5, share, width=9, color=_colour(number))
             bars[0].set_gid(f"tip: {low} to {low + 10}: {share:.0%}")
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set(xlabel=x_label, ylabel="share", xlim=(0, 100), ylim=(0, 1.05 * top), xticks=range(0, 101, 20))
@@ -102,18 +89,17 @@ def bin_shares(values: np.ndarray) -> np.ndarray:
 def interval_charts(charts: Sequence[Intervals]) -> str:
     """SVG of interval charts, one below the other."""
     heights = [ROW * len(chart.rows) + 40 for chart in charts]
-    with matplotlib.rc_context(fname=_STYLE):
+    with style.context(_STYLE):
         figure = _figure(sum(heights))
         stacked = figure.subplots(len(charts), squeeze=False, height_ratios=heights)[:, 0]
         for axes, chart in zip(stacked, charts, strict=True):
-            for y, row in enumerate(chart.rows):
-                mean, low, high = row.interval
-                axes.plot([low, high], [y, y], color=_colour(row.colour), linewidth=2)
-                axes.plot(mean, y, "o", color=_colour(row.colour), markersize=8)
-                for x, text, side in ((0, clipped(row.name), "left"), (1, row.text, "right")):
+            for y, (name, (mean, low, high), numbers, number) in enumerate(chart.rows):
+                axes.plot([low, high], [y, y], color=_colour(number), linewidth=2)
+                axes.plot(mean, y, "o", color=_colour(number), markersize=8)
+                for x, text, side in ((0, clipped(name), "left"), (1, numbers, "right")):
                     axes.text(x, y - 0.3, text, ha=side, transform=axes.get_yaxis_transform())
             if chart.zero:
-                axes.axvline(0, color=matplotlib.rcParams["axes.labelcolor"], linestyle="--")
+                axes.axvline(0, color=rcParams["axes.labelcolor"], linestyle="--")
             axes.set(xlabel=chart.x_label, ylim=(len(chart.rows) - 0.6, -0.8), yticks=[])
             axes.spines.left.set_visible(False)
         return _svg(figure, "; ".join(chart.title for chart in charts))
@@ -142,7 +128,7 @@ def _figure(height: int) -> Figure:
 
 
 def _colour(number: int) -> str:
-    """The placeholder of a colour of the palette."""
+    """The placeholder of a number in the palette."""
     return f"#0100{number % N_COLOURS:02d}"
 
 
@@ -155,8 +141,8 @@ def _svg(figure: Figure, title: str) -> str:
     prefix = f"{zlib.crc32(title.encode()):08x}-"
 
     def adapt(tag: re.Match[str]) -> str:
-        if tip := re.fullmatch(r'<g id="tip: ([^"]*)">', tag[0]):
-            return f"<g><title>{tip[1]}</title>"
+        if tip := re.fullmatch(r"""<g id=(["'])tip: (.*)\1>""", tag[0]):
+            return f"<g><title>{tip[2]}</title>"
         text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", tag[0])
         return re.sub(r"#0100(\d\d)", lambda found: f"var(--{_VARIABLES[int(found[1])]})", text)
 

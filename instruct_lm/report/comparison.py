@@ -1,15 +1,12 @@
 """Settings compared with baselines: paired differences, and what they show in a sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.statistics import Difference, agreement, holm, paired_difference
+from instruct_lm.evaluation.statistics import Difference, holm, paired_difference
 from instruct_lm.report.evaluations import METRICS, Evaluation
 from instruct_lm.report.settings import Setting, differing, group, questions
 
@@ -68,13 +65,11 @@ class Comparison:
         settings: In the order given.
         keys: The configuration keys whose values differ.
         contrasts: Each setting compared with each baseline, a pair once.
-        agreements: (name, name, entries, coefficients) of evaluations of the same answers by different judges.
     """
 
     settings: list[Setting]
     keys: list[str]
     contrasts: list[Contrast]
-    agreements: list[tuple[str, str, int, dict[str, float | None]]]
 
     @property
     def runs(self) -> list[Evaluation]:
@@ -119,8 +114,7 @@ def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) ->
     contrasts = []
     for i, baseline in enumerate(chosen):
         contrasts += _against(baseline, [setting for setting in settings if setting not in chosen[: i + 1]])
-    runs = [run for setting in settings for run in setting.runs]  # with their final names
-    return Comparison(settings, keys, contrasts, _agreements(runs))
+    return Comparison(settings, keys, contrasts)
 
 
 def signed(value: float) -> str:
@@ -166,15 +160,3 @@ def _needed(found: Difference) -> str:
         return ""
     enough = found.entries_needed <= found.entries
     return f" To show it, {'more seeds' if enough else f'about {found.entries_needed:,} entries'} would be needed."
-
-
-def _agreements(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, int, dict[str, float | None]]]:
-    found = []
-    for first, second in combinations(evaluations, 2):
-        if first.summary["judge"] != second.summary["judge"] and list(first.entries) == list(second.entries):
-            scores = np.stack([first.values["score"], second.values["score"]])
-            scores = scores[:, ~np.isnan(scores).any(axis=0)]
-            if scores.shape[1] > 1:
-                coefficients = agreement(scores[0].tolist(), scores[1].tolist())
-                found.append((first.name, second.name, scores.shape[1], coefficients))
-    return found

@@ -1,7 +1,5 @@
 """Evaluations read from their folders: scores, answers, settings, and the losses of the run behind them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -23,7 +21,6 @@ from instruct_lm.io.sources import DownloadError, Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
-_MADE_BY = ("model", "data", "prompt", "lora", "generation", "seed", "split")
 # Keys that change no result. Values of other keys tell settings apart.
 _FILES = {"cache_dir", "offline", "mirror", "output_dir", "resume", "evaluate"}
 _IRRELEVANT = _FILES | {"trainer.progress", "trainer.keep_last", "data.num_workers"}
@@ -149,7 +146,8 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     made_by = _read(folder / "responses.made.json", required=False).get("made_by", {})
     checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml", required=False).get("checkpoint")
     run = None if checkpoint == UNTUNED else _find_run(folder, summary)
-    config = {key: made_by[key] for key in _MADE_BY if key in made_by} | (_read(run / CONFIG_FILE) if run else {})
+    config = {key: value for key, value in made_by.items() if key != "files"}
+    config |= _read(run / CONFIG_FILE) if run else {}
     # An evaluation has its own split and generation options, whatever its run's configuration says.
     own = {key: made_by[key] for key in ("generation", "split") if key in made_by}
     decisive = {**config, **own, "judge": summary["judge"], "checkpoint": checkpoint if run else None}
@@ -189,11 +187,8 @@ def _job_order(path: Path) -> list[str | float]:
 
 def _evaluation_folder(path: Path) -> Path | None:
     """The folder itself if it holds an evaluation, or that of a run's test split."""
-    for folder in (path / "evaluation" / "test", path):
-        # a run has a summary of its own, but no responses beside it
-        if (folder / "responses.json").is_file() and (folder / SUMMARY).is_file():
-            return folder
-    return None
+    folders = (path / "evaluation" / "test", path)  # a run has a summary of its own, but no responses beside it
+    return next((f for f in folders if (f / SUMMARY).is_file() and (f / "responses.json").is_file()), None)
 
 
 def _folder_name(folder: Path) -> str:
@@ -212,17 +207,17 @@ def _find_run(folder: Path, summary: Mapping[str, Any]) -> Path | None:
 
 
 def _read(path: Path, kind: type = dict, required: bool = True) -> Any:
-    """Content of a JSON or YAML file, of the given type; empty if it is missing and not required."""
+    """Content of a JSON or YAML file, or lines of a JSONL file; empty if the file is missing and not required."""
     if not required and not path.is_file():
         return kind()
+    parse = {".json": json.loads, ".yaml": yaml.safe_load, ".jsonl": str.splitlines}[path.suffix]
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        value = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or f"it is no {path.suffix[1:].upper()} ({error})"
+        reason = getattr(error, "strerror", None) or f"it is not valid {path.suffix[1:].upper()} ({error})"
         raise InputError(f"{path} cannot be read: {reason}. Run evaluate.py again.") from error
     if not isinstance(value, kind):
-        raise InputError(f"{path} holds no {'object' if kind is dict else 'list'}. Run evaluate.py again.")
+        raise InputError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}. Run evaluate.py again.")
     return value
 
 
@@ -242,12 +237,8 @@ def _read_entries(path: Path) -> list[dict[str, str]]:
 
 def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
     """The columns of `scores.jsonl`; of two lines for an entry the last counts, a torn line does not."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Run evaluate.py again.") from error
     scored = {}
-    for line in lines:
+    for line in _read(path, list):
         try:
             item = json.loads(line)
             scored[item["index"]] = [float("nan" if item[metric] is None else item[metric]) for metric in METRICS]
@@ -255,7 +246,9 @@ def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
             continue
     done = [scored[i] for i in range(n) if i in scored]
     if len(done) < n:
-        raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run the same again.")
+        raise InputError(
+            f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run evaluate.py again."
+        )
     return dict(zip(METRICS, np.array(done).reshape(n, len(METRICS)).T, strict=True))
 
 

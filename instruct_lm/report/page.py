@@ -1,10 +1,7 @@
 """A comparison as one HTML page that needs nothing else: no network, no other file."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
-from typing import Any
 
 import numpy as np
 
@@ -16,20 +13,22 @@ from instruct_lm.report.tables import LABELS, all_tables, difference_text, inter
 from instruct_lm.report.text import TEMPLATES, template
 
 _CURVE_TITLES = ("Training loss", "Validation loss", "Validation loss of the responses")
-_CURVES_NOTE = (
-    "Loss per token. Training and validation loss have the weights of each run, so that they do not compare runs "
-    "of other weights; the loss of the responses is the same measure for all. Long curves show means of neighbours."
-)
 
 
 def render(comparison: Comparison, title: str) -> str:
     """The page. All texts of entries, answers and names are escaped, and its policy runs no script but its own."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    intervals = [_scores(comparison), *(_differences(comparison, baseline) for baseline in comparison.paired)]
+    losses, legend = _loss_curves(comparison)
     return template("page.html").render(
         title=title,
         comparison=comparison,
         seen_sentence=seen_sentence(comparison),
-        sections=_sections(comparison),
+        tables=all_tables(comparison),
+        intervals={chart.title: charts.interval_charts([chart]) for chart in intervals},
+        histograms=_histograms(comparison),
+        losses=losses,
+        legend=legend,
         entries=by_disagreement(side_by_side(comparison)),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -43,27 +42,12 @@ def picture(comparison: Comparison) -> str:
     return charts.standalone(charts.interval_charts([_scores(comparison), *differences]))
 
 
-def _sections(comparison: Comparison) -> list[dict[str, Any]]:
-    """Sections with an `anchor`, a `title` and any of `figures` (caption, SVG), `table`, `legend` and `note`."""
-    drawn = [_scores(comparison), *(_differences(comparison, baseline) for baseline in comparison.paired)]
-    by_title = {chart.title: [("", charts.interval_charts([chart]))] for chart in drawn}
-    sections: list[dict[str, Any]] = []
-    for number, table in enumerate(all_tables(comparison)):
-        section = {"anchor": f"table-{number}", "title": table.title, "table": table, "note": table.note}
-        sections.append(section | {"figures": by_title.get(table.title)})
-    histograms = {"anchor": "distribution", "title": "Distribution of scores", "figures": _histograms(comparison)}
-    sections.insert(1, histograms)
-    figures, legend = _loss_curves(comparison)
-    losses = {"anchor": "losses", "title": "Loss curves", "figures": figures, "legend": legend, "note": _CURVES_NOTE}
-    return [*sections, losses] if figures else sections
-
-
 def _scores(comparison: Comparison) -> charts.Intervals:
     """Each setting's mean score (chrF without a judge) with its interval."""
     metric, rows = comparison.headline, []
     for i, setting in enumerate(comparison.settings):
         if found := setting.means.get(metric):
-            rows.append(charts.Row(setting.name, found, interval_text(found), i))
+            rows.append((setting.name, found, interval_text(found), i))
     return charts.Intervals("Scores", rows, f"{LABELS[metric]}, 95% interval")
 
 
@@ -73,26 +57,22 @@ def _differences(comparison: Comparison, baseline: str) -> charts.Intervals:
     metric = "score" if all(contrast.metric == "score" for contrast in contrasts) else "chrf"
     rows = []
     for contrast in contrasts:
-        found, colour = contrast.differences[metric], comparison.settings.index(contrast.setting)
+        found, number = contrast.differences[metric], comparison.settings.index(contrast.setting)
         interval = found.mean, found.low, found.high
-        rows.append(charts.Row(contrast.setting.name, interval, difference_text(found), colour))
+        rows.append((contrast.setting.name, interval, difference_text(found), number))
     label = f"difference in {LABELS[metric]} from {charts.clipped(baseline, 24)}, 95% interval"
     return charts.Intervals(f"Differences from {baseline}", rows, label, zero=True)
 
 
 def _histograms(comparison: Comparison) -> list[tuple[str, str]]:
     """(setting, SVG) of each setting that has scores, with the same vertical axis."""
-    metric, scored = comparison.headline, {}
+    metric, scored = comparison.headline, []
     for i, setting in enumerate(comparison.settings):
         values = setting.values(metric)
         if (values := values[~np.isnan(values)]).size:
-            scored[i] = setting.name, values
-    top = max((float(charts.bin_shares(values).max()) for _, values in scored.values()), default=1.0)
-    figures = []
-    for i, (name, values) in scored.items():
-        title = f"Distribution of scores of {name}"
-        figures.append((name, charts.histogram(title, values, i, LABELS[metric], top)))
-    return figures
+            scored.append((f"Distribution of scores of {setting.name}", values, i, LABELS[metric]))
+    top = max((float(charts.bin_shares(values).max()) for _, values, *_ in scored), default=1.0)
+    return [(comparison.settings[chart[2]].name, charts.histogram(*chart, top)) for chart in scored]
 
 
 def _loss_curves(comparison: Comparison) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
@@ -104,7 +84,7 @@ def _loss_curves(comparison: Comparison) -> tuple[list[tuple[str, str]], list[tu
         for i, setting in enumerate(comparison.settings):
             for run in setting.runs:
                 if points := run.curves.get(key):
-                    curves.append(charts.Curve(run.name, charts.thin(points), i))
+                    curves.append((run.name, charts.thin(points), i))
                     legend[i % charts.N_COLOURS, setting.name] = None
         if curves:
             figures.append((title, charts.line_chart(title, curves, "optimizer step")))

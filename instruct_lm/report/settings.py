@@ -1,7 +1,5 @@
 """Settings: evaluations grouped over their seeds and named by the configuration keys that differ."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence

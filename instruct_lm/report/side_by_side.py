@@ -1,7 +1,5 @@
 """The answers of several evaluations side by side."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,15 +1,14 @@
 """The tables of a comparison as texts: the same for the terminal, Markdown and HTML."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from instruct_lm.evaluation.statistics import Difference, bootstrap_interval
+from instruct_lm.evaluation.statistics import Difference, agreement, bootstrap_interval
 from instruct_lm.report.comparison import Comparison, p_text, signed
 from instruct_lm.report.evaluations import Evaluation
 from instruct_lm.report.settings import Setting, short, value_text
@@ -21,11 +20,12 @@ _DIFFERENCES_NOTE = (
     "number of rows (Holm). Entries needed: to show the difference seen at the 5% level, power 80%."
 )
 _SEEN_NOTE = (
-    "Same instruction and input, without case and spacing. For an untuned model: those that training would show."
+    "Same instruction and input, whatever their case and spacing. For an untuned model: of the training split that its "
+    "configuration describes."
 )
 _RUNS_NOTE = (
-    "Losses per token before → after training; the validation loss has the run's own weights, the loss of the "
-    "responses is the same measure for all. Minutes: of training steps alone."
+    "Losses per token, before → after training. The validation loss uses the run's own token weights; the response "
+    "loss is the same measure for all runs. Minutes: of the training steps alone."
 )
 
 
@@ -107,12 +107,12 @@ def seen_table(comparison: Comparison) -> Table:
         values = setting.values(metric)
         seen = np.isin(np.arange(values.shape[1]), setting.runs[0].seen)
         scored = ~np.isnan(values).any(axis=0)
-        row = {"setting": setting.name, "in training too": str(seen.sum())}
+        row = {"setting": setting.name, "also in training": str(seen.sum())}
         for label, part in (("these", values[:, seen & scored]), ("the others", values[:, ~seen & scored])):
             found = (float(part.mean()), *bootstrap_interval(part)) if part.size else None
             row[f"{LABELS[metric]} of {label}"] = interval_text(found)
         rows.append(row)
-    return Table("Test entries that stand in training too", rows, _SEEN_NOTE)
+    return Table("Test entries that are also in the training split", rows, _SEEN_NOTE)
 
 
 def seen_sentence(comparison: Comparison) -> str:
@@ -121,11 +121,13 @@ def seen_sentence(comparison: Comparison) -> str:
     unknown = [name for name, found in seen.items() if found is None]
     most = max((len(found) for found in seen.values() if found is not None), default=0)
     if len(unknown) == len(seen):
-        return "Whether test entries stand in the training split too is unknown: the data file is not at hand."
-    n = ["No test entry stands", "1 test entry stands", f"{most} test entries stand"][min(most, 2)]
-    apart = ": scores of these and of the others are given apart." if most else " (same instruction and input)."
-    rest = f" Unknown, since the data file is not at hand: {', '.join(unknown)}." if unknown else ""
-    return f"{n} in the training split too{apart}{rest}"
+        return (
+            "It is unknown whether test entries are also in the training split: the data file is not on this machine."
+        )
+    n = ["No test entry is", "1 test entry is", f"{most} test entries are"][min(most, 2)]
+    apart = "; a table gives their scores apart from the others." if most else " (same instruction and input)."
+    rest = f" Unknown, because the data file is not on this machine: {', '.join(unknown)}." if unknown else ""
+    return f"{n} also in the training split{apart}{rest}"
 
 
 def settings_table(comparison: Comparison) -> Table:
@@ -147,7 +149,7 @@ def runs_table(comparison: Comparison) -> Table:
         if not training:
             continue
         row = {"run": run.name, "score": _formatted(scores.mean() if scores.size else None, "{:.1f}")}
-        for label, loss in (("validation loss", "val/loss"), ("of the responses", "val/response_loss")):
+        for label, loss in (("validation loss", "val/loss"), ("response loss", "val/response_loss")):
             before, after = (training.get(when, {}).get(loss) for when in ("before", "after"))
             row[label] = NONE if before is None or after is None else f"{before:.3f} → {after:.3f}"
         seconds = training.get("train_seconds")
@@ -162,9 +164,15 @@ def runs_table(comparison: Comparison) -> Table:
 def agreement_table(comparison: Comparison) -> Table:
     """Judges that scored the same answers."""
     rows = []
-    for first, second, n, found in comparison.agreements:
-        coefficients = {name.title(): _formatted(value, "{:.2f}") for name, value in found.items()}
-        rows.append({"judges": f"{first} and {second}", "entries": str(n), **coefficients})
+    for first, second in combinations(comparison.runs, 2):
+        if first.summary["judge"] == second.summary["judge"] or list(first.entries) != list(second.entries):
+            continue
+        scores = np.stack([first.values["score"], second.values["score"]])
+        scores = scores[:, ~np.isnan(scores).any(axis=0)]
+        if (n := scores.shape[1]) > 1:
+            row = {"judges": f"{first.name} and {second.name}", "entries": str(n)}
+            found = agreement(*scores.tolist())
+            rows.append(row | {name.title(): _formatted(value, "{:.2f}") for name, value in found.items()})
     return Table("Agreement of judges on the same answers", rows)
 
 

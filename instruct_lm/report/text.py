@@ -1,7 +1,5 @@
 """A comparison as plain text for the terminal and as Markdown, and the templates of all reports."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from pathlib import Path
@@ -43,7 +41,7 @@ def template(name: str) -> Template:
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"markdown": markdown_text, "markdown_table": markdown}
-    environment.filters |= {"fill": textwrap.fill, "wrapped": _wrapped, "breakable": _breakable}
+    environment.filters |= {"fill": textwrap.fill, "wrapped": _wrapped, "breakable": _breakable, "unbroken": _unbroken}
     return environment.get_template(name)
 
 
@@ -58,3 +56,8 @@ def _wrapped(text: str, name: str, width: int) -> str:
 def _breakable(name: str) -> Markup:
     """HTML of a name that may break after `_`, `=` and `,`."""
     return Markup(re.sub("(?<=[_=,])", "<wbr>", str(escape(name))))
+
+
+def _unbroken(sentence: str) -> str:
+    """A sentence that does not break within `4.1 ± 2.0` and `p = 0.2`."""
+    return re.sub(r" ([±<=]) ", "\u00a0\\1\u00a0", sentence)

@@ -1,15 +1,14 @@
-import random
 import statistics
+import subprocess
+import sys
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from instruct_lm.errors import InputError
-from instruct_lm.evaluation.metrics import agreement, bootstrap_interval, chrf, exact_match, normalise, rouge_l
+from instruct_lm.evaluation.metrics import chrf, exact_match, normalise, rouge_l
 
 PAIRS = [
     ("The car is as fast as a bullet.", "The car is as fast as lightning."),
@@ -98,16 +97,26 @@ def test_chrf_of_equal_and_disjoint_texts():
 
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
+ascii_text = st.text(st.characters(max_codepoint=127))
 
 
-@pytest.mark.parametrize(("response", "reference"), PAIRS)
+def _plain_rouge_l(response: list[str], reference: list[str]) -> float:
+    """ROUGE-L by its definition: the longest common subsequence by the textbook's table, then the F-measure."""
+    table = [[0] * (len(reference) + 1) for _ in range(len(response) + 1)]
+    for i, word in enumerate(response):
+        for j, other in enumerate(reference):
+            table[i + 1][j + 1] = table[i][j] + 1 if word == other else max(table[i][j + 1], table[i + 1][j])
+    return 200 * table[-1][-1] / (len(response) + len(reference))
+
+
+@pytest.mark.parametrize(("response", "reference"), [pair for pair in PAIRS if "".join(pair).isascii()])
 def test_rouge_l_on_answers(response, reference):
     assert rouge_l(response, reference) == pytest.approx(100 * ROUGE.score(reference, response)["rougeL"].fmeasure)
 
 
-@given(st.one_of(words, st.text()), st.one_of(words, st.text()))
+@given(st.one_of(words.filter(str.isascii), ascii_text), st.one_of(words.filter(str.isascii), ascii_text))
 @settings(max_examples=300, deadline=None)
-def test_rouge_l_equals_the_rouge_score_package(response, reference):
+def test_rouge_l_of_ascii_texts_is_that_of_the_packages_own_tokenizer(response, reference):
     assert rouge_l(response, reference) == pytest.approx(100 * ROUGE.score(reference, response)["rougeL"].fmeasure)
 
 
@@ -116,70 +125,23 @@ def test_rouge_l_equals_the_rouge_score_package(response, reference):
     st.lists(st.sampled_from("abc"), min_size=60, max_size=200),
 )
 @settings(max_examples=30, deadline=None)
-def test_rouge_l_of_long_repetitive_texts(response, reference):
-    response, reference = " ".join(response), " ".join(reference)
-    assert rouge_l(response, reference) == pytest.approx(100 * ROUGE.score(reference, response)["rougeL"].fmeasure)
+def test_rouge_l_of_long_repetitive_texts_equals_its_definition(response, reference):
+    assert rouge_l(" ".join(response), " ".join(reference)) == pytest.approx(_plain_rouge_l(response, reference))
 
 
-def test_bootstrap_interval_equals_a_naive_loop():
-    values = [0, 100, 35, 85, 85, 60, 20, 95, 50, 10, 75, 5]
-    rng = random.Random(7)
-    means = sorted(statistics.mean(rng.choices(values, k=len(values))) for _ in range(20_000))
-    low, high = bootstrap_interval(values, n_resamples=20_000)
-    # the error of an end is about 0.2 at 20,000 resamples
-    assert low == pytest.approx(means[500], abs=1)
-    assert high == pytest.approx(means[-500], abs=1)
-    narrow = bootstrap_interval(values, confidence=0.5)
-    assert low < narrow[0] < statistics.mean(values) < narrow[1] < high
+@pytest.mark.parametrize("text", ["Привет, мир!", "東京は日本の首都です。", "안녕하세요", "naïve café", "Ελλάδα", "x"])
+def test_equal_texts_of_any_language_have_rouge_l_100(text):
+    assert rouge_l(text, text) == pytest.approx(100)
 
 
-def test_bootstrap_interval_of_many_values_is_the_normal_one():
-    values = np.random.default_rng(1).normal(50, 30, size=3000)  # more than one piece of indices
-    half = 1.96 * values.std() / len(values) ** 0.5
-    low, high = bootstrap_interval(values)
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+def test_rouge_l_of_other_languages_by_hand():
+    assert rouge_l("Столица — Москва", "столица Франции Париж") == pytest.approx(200 * 1 / 5)  # 2 and 3 words, 1 common
+    assert rouge_l("東京です", "京都です") == pytest.approx(200 * 3 / 8)  # 4 characters each, 3 in order
+    assert rouge_l("naïve", "nave") == 0
+    assert rouge_l("", "") == rouge_l("!?", "a") == 0
 
 
-def test_bootstrap_interval_covers_the_true_mean():
-    rng = np.random.default_rng(0)
-    intervals = [bootstrap_interval(rng.normal(50, 30, size=60), n_resamples=1000) for _ in range(400)]
-    coverage = np.mean([low <= 50 <= high for low, high in intervals])
-    assert 0.91 <= coverage <= 0.97  # 0.94 expected: the percentile interval is slightly narrow at n = 60; ±2 errors
-
-
-def test_bootstrap_interval_is_reproducible_and_exact_where_nothing_varies():
-    assert bootstrap_interval([1, 5, 9]) == bootstrap_interval([1, 5, 9])
-    assert bootstrap_interval([42, 42]) == (42, 42)
-    assert bootstrap_interval([7]) == (7, 7)
-
-
-@pytest.mark.parametrize(("values", "confidence"), [([], 0.95), ([1, 2], 0), ([1, 2], 95)])
-def test_bootstrap_interval_refuses(values, confidence):
-    with pytest.raises(InputError):
-        bootstrap_interval(values, confidence)
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3, max_size=40))
-@settings(max_examples=50, deadline=None)
-def test_agreement_equals_torchmetrics(pairs):
-    import torch
-    from torchmetrics.functional import kendall_rank_corrcoef, pearson_corrcoef, spearman_corrcoef
-
-    first, second = (list(column) for column in zip(*pairs, strict=True))
-    result = agreement(first, second)
-    if len(set(first)) == 1 or len(set(second)) == 1:
-        assert result == {"pearson": None, "spearman": None, "kendall": None}
-        return
-    x, y = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
-    assert result["pearson"] == pytest.approx(pearson_corrcoef(x, y).item(), abs=1e-4)
-    assert result["spearman"] == pytest.approx(spearman_corrcoef(x, y).item(), abs=1e-4)
-    assert result["kendall"] == pytest.approx(kendall_rank_corrcoef(x, y, variant="b").item(), abs=1e-4)
-
-
-def test_agreement_by_hand():
-    # 4 pairs agree, 1 disagrees and 1 is tied in x: tau-b = 3 / sqrt(5 * 6)
-    result = agreement([10, 20, 20, 40], [1, 3, 2, 2.5])
-    assert result["kendall"] == pytest.approx(3 / 30**0.5)
-    with pytest.raises(InputError, match="2, 1"):
-        agreement([1, 2], [1])
+def test_rouge_l_is_quiet():
+    code = "from instruct_lm.evaluation.metrics import rouge_l; assert rouge_l('a b', 'a b') > 99.9"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

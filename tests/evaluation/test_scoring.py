@@ -15,7 +15,7 @@ from instruct_lm.evaluation.judges.base import JudgeError
 from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
-from instruct_lm.evaluation.metrics import bootstrap_interval, chrf, rouge_l
+from instruct_lm.evaluation.metrics import chrf, rouge_l
 from instruct_lm.evaluation.scoring import (
     ScoredEntry,
     describe_judge,
@@ -23,6 +23,7 @@ from instruct_lm.evaluation.scoring import (
     score_responses,
     summarise,
 )
+from instruct_lm.evaluation.statistics import bootstrap_interval
 
 from .judge_server import JudgeServer, answering, in_turn
 

@@ -1,14 +1,110 @@
 import itertools
 import math
+import random
+import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.metrics import bootstrap_interval
-from instruct_lm.evaluation.statistics import entries_needed, holm, interval, paired_difference, sign_flip_p_value
+from instruct_lm.evaluation.statistics import (
+    _resampled_means,
+    agreement,
+    bootstrap_interval,
+    entries_needed,
+    holm,
+    paired_difference,
+    sign_flip_p_value,
+)
+
+
+def test_bootstrap_interval_equals_a_naive_loop():
+    values = [0, 100, 35, 85, 85, 60, 20, 95, 50, 10, 75, 5]
+    rng = random.Random(7)
+    means = sorted(statistics.mean(rng.choices(values, k=len(values))) for _ in range(20_000))
+    low, high = bootstrap_interval(values, n_resamples=20_000)
+    # the error of an end is about 0.2 at 20,000 resamples
+    assert low == pytest.approx(means[500], abs=1)
+    assert high == pytest.approx(means[-500], abs=1)
+    narrow = bootstrap_interval(values, confidence=0.5)
+    assert low < narrow[0] < statistics.mean(values) < narrow[1] < high
+
+
+@pytest.mark.parametrize("n", [2, 7, 110, 3000])
+def test_the_draws_of_one_seed_are_those_of_scipy(n):
+    values = np.random.default_rng(n).uniform(0, 100, n)
+    own = _resampled_means([values[None]], 10_000, seed=0)
+    low, high = np.quantile(own, [0.025, 0.975])
+    assert bootstrap_interval(values) == pytest.approx((low, high), rel=1e-12)
+
+
+def two_way_by_scipy(first, second, n_resamples=10_000):
+    """Interval of a difference of settings with other seeds: entries and both sides' seeds as samples of SciPy's."""
+
+    def statistic(entries, *seeds, axis=-1):
+        total = 0.0
+        for side, drawn in zip((first, -second), seeds, strict=True):
+            by_seed = np.moveaxis(side[:, entries].mean(axis=-1), 0, -1)  # (resamples, k)
+            centre, k = by_seed.mean(axis=-1), len(side)
+            means = np.take_along_axis(by_seed, drawn, axis=-1).mean(axis=-1)
+            total = total + centre + math.sqrt(k / (k - 1)) * (means - centre)
+        return total
+
+    samples = np.arange(first.shape[1]), np.arange(len(first)), np.arange(len(second))
+    found = scipy.stats.bootstrap(
+        samples, statistic, n_resamples=n_resamples, method="percentile", rng=np.random.default_rng(0)
+    )
+    return found.confidence_interval
+
+
+def test_resampling_of_seeds_and_entries_equals_scipy_with_the_same_statistic():
+    rng = np.random.default_rng(11)
+    first, second = crossed(rng, 3, 60, seed_spread=4) + 5, crossed(rng, 4, 60, seed_spread=4)
+    found, expected = paired_difference(first, second), two_way_by_scipy(first, second)
+    # the error of an end is about 0.1 at 10,000 resamples
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.4)
+
+
+def test_a_resample_by_hand():
+    # the docstring's example: of seeds [40, 60] and [80, 60], all 4 x 4 draws of entries and seeds
+    scores, expected = np.array([[40.0, 60.0], [80.0, 60.0]]), set()
+    for entries in itertools.product(range(2), repeat=2):
+        by_seed = scores[:, entries].mean(axis=1)
+        for seeds in itertools.product(range(2), repeat=2):
+            drawn = by_seed[list(seeds)].mean()
+            expected.add(round(by_seed.mean() + math.sqrt(2) * (drawn - by_seed.mean()), 6))
+    assert 31.715729 in expected
+    assert set(_resampled_means([scores], 1000, seed=0).round(6)) == expected
+
+
+def test_bootstrap_interval_of_many_values_is_the_normal_one():
+    values = np.random.default_rng(1).normal(50, 30, size=3000)  # more than one piece of indices
+    half = 1.96 * values.std() / len(values) ** 0.5
+    low, high = bootstrap_interval(values)
+    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_bootstrap_interval_covers_the_true_mean():
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_interval(rng.normal(50, 30, size=60), n_resamples=1000) for _ in range(400)]
+    coverage = np.mean([low <= 50 <= high for low, high in intervals])
+    assert 0.91 <= coverage <= 0.97  # 0.94 expected: the percentile interval is slightly narrow at n = 60; ±2 errors
+
+
+def test_bootstrap_interval_is_reproducible_and_exact_where_nothing_varies():
+    assert bootstrap_interval([1, 5, 9]) == bootstrap_interval([1, 5, 9])
+    assert bootstrap_interval([42, 42]) == (42, 42)
+    assert bootstrap_interval([7]) == (7, 7)
+
+
+@pytest.mark.parametrize(("values", "confidence"), [([], 0.95), ([1, 2], 0), ([1, 2], 95)])
+def test_bootstrap_interval_refuses(values, confidence):
+    with pytest.raises(InputError):
+        bootstrap_interval(values, confidence)
 
 
 def naive_sign_flip(differences):
@@ -92,9 +188,9 @@ def test_an_interval_without_the_seeds_holds_the_truth_too_rarely():
     with_seeds = entries_alone = 0
     for _ in range(200):
         scores = crossed(rng, 5, 60, seed_spread=10)
-        low, high = interval(scores, n_resamples=200)
+        low, high = bootstrap_interval(scores, n_resamples=200)
         with_seeds += low <= 0 <= high
-        low, high = interval(scores.mean(axis=0), n_resamples=200)
+        low, high = bootstrap_interval(scores.mean(axis=0), n_resamples=200)
         entries_alone += low <= 0 <= high
     assert entries_alone / 200 < 0.8 < 0.86 < with_seeds / 200
 
@@ -108,7 +204,7 @@ def test_the_interval_over_seeds_alone_by_enumeration():
     found = paired_difference(np.repeat(by_seed[:, None], 4, axis=1), np.zeros(4))
     assert found.low == pytest.approx(scaled[0])  # 1 of 27 is more than 2.5%
     assert found.high == pytest.approx(scaled[-1])
-    assert interval(np.repeat(by_seed[:, None], 4, axis=1)) == (
+    assert bootstrap_interval(np.repeat(by_seed[:, None], 4, axis=1)) == (
         40.0,
         60.0,
     )  # a mean never leaves the range of its values
@@ -116,7 +212,7 @@ def test_the_interval_over_seeds_alone_by_enumeration():
 
 def test_one_seed_has_the_interval_of_the_summary():
     scores = np.random.default_rng(5).uniform(0, 100, 30)
-    assert interval(scores) == interval(scores[None]) == bootstrap_interval(scores)
+    assert bootstrap_interval(scores) == bootstrap_interval(scores[None]) == bootstrap_interval(scores)
 
 
 def test_seeds_in_common_are_paired():
@@ -139,7 +235,7 @@ def test_different_numbers_of_seeds_can_be_compared():
 
 def test_long_sets_are_resampled_in_blocks():
     scores = np.random.default_rng(8).normal(50, 10, (2, 30_000))
-    low, high = interval(scores, n_resamples=100)
+    low, high = bootstrap_interval(scores, n_resamples=100)
     assert low < scores.mean() < high < low + 5
 
 
@@ -162,3 +258,28 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_agreement_equals_torchmetrics(pairs):
+    import torch
+    from torchmetrics.functional import kendall_rank_corrcoef, pearson_corrcoef, spearman_corrcoef
+
+    first, second = (list(column) for column in zip(*pairs, strict=True))
+    result = agreement(first, second)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert result == {"pearson": None, "spearman": None, "kendall": None}
+        return
+    x, y = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
+    assert result["pearson"] == pytest.approx(pearson_corrcoef(x, y).item(), abs=1e-4)
+    assert result["spearman"] == pytest.approx(spearman_corrcoef(x, y).item(), abs=1e-4)
+    assert result["kendall"] == pytest.approx(kendall_rank_corrcoef(x, y, variant="b").item(), abs=1e-4)
+
+
+def test_agreement_by_hand():
+    # 4 pairs agree, 1 disagrees and 1 is tied in x: tau-b = 3 / sqrt(5 * 6)
+    result = agreement([10, 20, 20, 40], [1, 3, 2, 2.5])
+    assert result["kendall"] == pytest.approx(3 / 30**0.5)
+    with pytest.raises(InputError, match="2, 1"):
+        agreement([1, 2], [1])

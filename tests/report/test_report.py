@@ -4,22 +4,21 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from instruct_lm.commands import report
-from instruct_lm.evaluation.metrics import bootstrap_interval
-from instruct_lm.evaluation.statistics import holm, paired_difference
-from instruct_lm.report import charts as plots
+from instruct_lm.errors import InputError
+from instruct_lm.evaluation.statistics import bootstrap_interval, holm, paired_difference
+from instruct_lm.report import charts
 from instruct_lm.report.comparison import compare, p_text, signed
 from instruct_lm.report.evaluations import collect, load
-from instruct_lm.report.page import render
+from instruct_lm.report.page import picture, render
 from instruct_lm.report.tables import markdown_text
 
 from .run_folders import config_of, write_curves, write_evaluation, write_run
@@ -93,7 +92,7 @@ def test_a_run_tells_its_losses_and_costs(pair, capsys):
         "tuned": {
             "score": "66.7",
             "validation loss": "4.000 → 1.000",
-            "of the responses": "2.000 → 0.500",
+            "response loss": "2.000 → 0.500",
             "steps": "68",
             "minutes": "1.5",
             "tokens/s": "1,234",
@@ -228,19 +227,19 @@ def test_test_entries_that_stand_in_training_are_reported_apart(tmp_path, capsys
     test = questions[16:18]
     write_run(tmp_path / "run", answers(2), [30.0, 90.0], config=config, questions=test)
     out = run(capsys, tmp_path / "run")[1]
-    row = rows(out, "Test entries that stand in training too")["run"]
+    row = rows(out, "Test entries that are also in the training split")["run"]
     assert row == {
-        "in training too": "1",
+        "also in training": "1",
         "score of these": "90.0 [90.0, 90.0]",
         "score of the others": "30.0 [30.0, 30.0]",
     }
-    assert "1 test entry stands in the training split too" in out
+    assert "1 test entry is also in the training split" in out
     source.unlink()
     load_again = compare([load(tmp_path / "run" / "evaluation" / "test")])
     assert load_again.runs[0].seen == [1]  # read once a process; a new one finds the file gone:
     command = [sys.executable, "-m", "instruct_lm.report", str(tmp_path / "run")]
     fresh = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-    assert "is unknown: the data file is not at hand" in " ".join(fresh.stdout.split())
+    assert "also in the training split: the data file is not on this machine" in " ".join(fresh.stdout.split())
 
 
 def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_path):
@@ -255,14 +254,14 @@ def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_pat
         (["nowhere"], "nowhere: no such folder"),
         (["x=nowhere"], "nowhere: no such folder"),
         (["empty"], "empty holds no evaluation: run python evaluate.py run=empty first"),
-        (["trained"], "trained is not evaluated yet: run python evaluate.py run=trained first"),
+        (["trained"], "trained holds no evaluation: run python evaluate.py run=trained first"),
         (["sweep"], "run=sweep/0_seed-1 first"),
         (["x=outputs"], "Leave out x="),
         (["good", "good"], "given twice"),
         (["good", "--baseline", "bad"], "--baseline bad: there is no such setting. Choose one of: good."),
         (["torn"], "scores.jsonl has 5 of 6 entries: the evaluation was interrupted"),
         (["unscored"], "scores.jsonl cannot be read"),
-        (["broken"], "summary.json cannot be read: it is no JSON"),
+        (["broken"], "summary.json cannot be read: it is not valid JSON"),
         (["textless"], "entry 1 has no text 'model_response'"),
         (["good", "--html", "good"], "good cannot be written"),
     ],
@@ -320,74 +319,137 @@ def test_markdown_shows_every_character_as_it_is(pair, tmp_path, capsys):
     )
 
 
+def test_other_code_writes_a_report_by_one_call(pair, tmp_path, capsys):
+    files = {name: tmp_path / f"r.{name}" for name in ("html", "md", "svg")}
+    report.write_report(pair[::-1], **files, baselines=["tuned"], title="Both")
+    assert "untuned is worse than tuned by 41.7" in " ".join(capsys.readouterr().out.split())
+    assert files["md"].read_text(encoding="utf-8").startswith("# Both\n\n- untuned is worse")
+    assert "<h1>Both</h1>" in files["html"].read_text(encoding="utf-8")
+    assert files["svg"].read_text(encoding="utf-8").startswith("<svg ")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        report.write_report(["nowhere"])
+
+
+def test_a_summary_in_a_few_lines():
+    numbers = {"n": 64, "exact_match": 25 / 64, "chrf": 80.94, "rouge_l": 82.35, "mean": 60.04, "ci95": [51.9, 68.24]}
+    summary = {**numbers, "failed": 0, "judge": {"kind": "reference"}}
+    first = "64 answers: exact match 25 of 64, chrF 80.9, ROUGE-L 82.3"
+    assert report.describe_summary(summary) == f"{first}\nscore (reference): 60.0 of 100, 95% interval 51.9 to 68.2"
+    failed = {"failed": 2, "failures": [{"index": 3, "reason": "HTTP <500>"}], "mean_failed_as_zero": 58.16}
+    summary |= {**failed, "mean": None, "ended": 0.996, "mean_tokens": 10.61}
+    assert report.describe_summary(summary).splitlines() == [
+        first,
+        "answers ended by the model: 100%, 10.6 tokens each",
+        "2 entries have no score, the first: entry 3, HTTP <500>. Mean with those as 0: 58.2",
+    ]
+
+
 def test_numbers_in_words():
     assert [signed(value) for value in (1.84, -1.84, 0.04, -0.04)] == ["+1.8", "−1.8", "0.0", "0.0"]
     assert [p_text(value) for value in (0.0004, 0.0123, 0.391)] == ["p < 0.001", "p = 0.012", "p = 0.39"]
 
 
-@settings(deadline=None)
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-@example(low=879609.9999999999, width=1e-6)
-@example(low=-879609.9999999999, width=1e-6)
-def test_ticks_are_round_and_around_the_data(low, width):
-    found = plots.ticks(low, low + width)
-    slack = 1e-6 * width + 4 * np.spacing(abs(low) + width)  # four units in the last place
-    assert 2 <= len(found) <= 6
-    assert found[0] <= low + slack
-    assert found[-1] >= low + width - slack
-    assert np.allclose(np.diff(found), found[1] - found[0])
-
-
-@settings(deadline=None)
-@given(st.floats(1e-3, 1e3), st.floats(2, 1e4))
-@example(low=999.9999999999999, ratio=2.0)
-def test_logarithmic_ticks_are_around_the_data(low, ratio):
-    found = plots.log_ticks(low, low * ratio)
-    assert found == sorted(set(found))
-    assert found[0] <= low < low * ratio <= found[-1]
-
-
 def test_shares_of_a_histogram():
-    assert plots.bin_shares(np.array([0.0, 9.9, 10.0, 100.0])).tolist() == [0.5, 0.25, 0, 0, 0, 0, 0, 0, 0, 0.25]
+    assert charts.bin_shares(np.array([0.0, 9.9, 10.0, 100.0])).tolist() == [0.5, 0.25, 0, 0, 0, 0, 0, 0, 0, 0.25]
 
 
 def test_thinned_points_are_means():
-    assert plots.thin([(0, 1.0), (1, 3.0), (2, 5.0)], at_most=2) == [(0.5, 2.0), (2.0, 5.0)]
+    assert charts.thin([(0, 1.0), (1, 3.0), (2, 5.0)], at_most=2) == [(0.5, 2.0), (2.0, 5.0)]
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Chart:
+    """One pair of axes in an SVG by Matplotlib: the numbers at the horizontal axis, and what stands between the axes."""
+
+    def __init__(self, axes):
+        self.parts = [part for part in axes.findall(f"{SVG}g") if ".axis_" not in part.get("id", "")]
+        ticks = [tick for tick in axes.iter(f"{SVG}g") if "-xtick_" in tick.get("id", "")]
+        self.ticks = {number(tick.find(f".//{SVG}text").text): float(dots(tick)[0][0]) for tick in ticks}
+        self.texts = [text.text for part in self.parts for text in part.iter(f"{SVG}text")]
+
+    def x(self, value):
+        """Where the axis has a value."""
+        low, high = min(self.ticks), max(self.ticks)
+        return self.ticks[low] + (value - low) / (high - low) * (self.ticks[high] - self.ticks[low])
+
+    def drawn(self, style):
+        """(points of the line, dots) of each part whose path has this style."""
+        paths = [
+            (part, path) for part in self.parts for path in part.findall(f"{SVG}path") if style in path.get("style")
+        ]
+        return [
+            ([tuple(map(float, p)) for p in re.findall(r"[ML] (\S+) (\S+)", path.get("d"))], dots(part))
+            for part, path in paths
+        ]
+
+
+def dots(part):
+    return [(float(use.get("x")), float(use.get("y"))) for use in part.iter(f"{SVG}use")]
+
+
+def number(text):
+    return float(text.replace("−", "-"))
+
+
+def charts_of(svg):
+    return [Chart(part) for part in svg.iter(f"{SVG}g") if "-axes_" in part.get("id", "")]
 
 
 def test_the_picture_is_an_svg_file_of_its_own(pair, tmp_path, capsys):
     assert run(capsys, *pair, "--svg", tmp_path / "r.svg")[0] == 0
     root = ET.parse(tmp_path / "r.svg").getroot()
-    space = "{http://www.w3.org/2000/svg}"
-    assert root.tag == f"{space}svg"
-    means, differences = root.findall(f"{space}svg")
-    assert _texts(means, space, "name") == ["untuned", "tuned"]
-    assert _texts(differences, space, "name") == ["tuned"]
-    assert float(differences.get("y")) == float(means.get("height"))
-    assert float(root.get("viewBox").split()[3]) == float(means.get("height")) + float(differences.get("height"))
+    assert root.tag == f"{SVG}svg"
+    assert "prefers-color-scheme: dark" in root.find(f"{SVG}style").text
+    means, differences = charts_of(root)
+    assert means.texts[0::2] == ["untuned", "tuned"]
+    assert differences.texts[0::2] == ["tuned"]
     # The dot stands right of the line at 0 by as much as the axis says.
-    numbers = {_number(node.text): float(node.get("x")) for node in differences.findall(f"{space}text")
-               if re.fullmatch(r"−?[\d.]+", node.text) and node.get("class") is None}  # fmt: skip
-    (zero,) = (float(node.get("x1")) for node in differences.findall(f"{space}line") if node.get("class") == "zero")
-    assert zero == numbers[0]
-    low, high = min(numbers), max(numbers)
-    scale = (numbers[high] - numbers[low]) / (high - low)
-    (text,) = _texts(differences, space, "value")
-    mean, start, end = map(_number, re.findall(r"[+−]?[\d.]+", text))
-    (group,) = differences.findall(f"{space}g")
-    assert float(group.find(f"{space}circle").get("cx")) == pytest.approx(zero + scale * mean, abs=1 + scale * 0.05)
-    line = group.find(f"{space}line")
-    assert float(line.get("x1")) == pytest.approx(zero + scale * start, abs=1 + scale * 0.05)
-    assert float(line.get("x2")) == pytest.approx(zero + scale * end, abs=1 + scale * 0.05)
+    ((zero, _),) = differences.drawn("stroke-dasharray")
+    assert [x for x, _ in zero] == pytest.approx([differences.x(0)] * 2)
+    mean, start, end = map(number, re.findall(r"[+−]?[\d.]+", differences.texts[1]))
+    ((line, _),) = differences.drawn("stroke: var(--c1)")
+    assert [x for x, _ in line] == pytest.approx([differences.x(start), differences.x(end)], abs=1)
+    ((x, y),) = (dot for part in differences.parts for dot in dots(part))
+    assert x == pytest.approx(differences.x(mean), abs=1)
+    assert y == line[0][1] == line[1][1]
     assert mean == pytest.approx(np.mean(BETTER) - np.mean(SCORES), abs=0.05)
 
 
-def _number(text):
-    return float(text.replace("−", "-"))
+def test_a_picture_is_the_same_each_time_and_names_no_date(pair):
+    comparison = compare(collect(pair)[0])
+    assert picture(comparison) == picture(comparison)
+    assert not re.search(r"\b20\d\d-\d\d|#[0-9a-f]{6}\b", picture(comparison).partition("</style>")[2])
 
 
-def _texts(chart, space, kind):
-    return [node.text for node in chart.iter(f"{space}text") if node.get("class") == kind]
+def test_names_in_charts_are_no_markup_and_no_formula():
+    name = '$x_1$ <b> "id=" #010003 & 日本 ' + "long " * 20
+    row = (name, (1.0, 0.0, 2.0), "1.0", 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = charts.interval_charts([charts.Intervals("t", [row], name[:20])])
+        curve = charts.line_chart(name, [(name, [(0, 1.0), (1, 1.5)], 9)], "step")
+    chart = ET.fromstring(svg)
+    assert charts_of(chart)[0].texts == [charts.clipped(name), "1.0"]
+    assert ET.fromstring(curve).get("aria-label") == name
+    assert ET.fromstring(curve).find(f".//{SVG}title").text == f"{name}: 1.500 at 1"
+    ((_, points),) = charts_of(ET.fromstring(curve))[0].drawn("stroke-dasharray")  # the tenth colour
+    assert len(points) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels"),
+    [
+        ((0.4, 4.0), ["0.5", "1", "2"]),
+        ((0.6, 3.0), ["0.7", "1", "1.5", "2", "3"]),
+        ((1.0, 1.9), ["1.0", "1.2", "1.4", "1.6", "1.8"]),
+    ],
+)
+def test_losses_that_differ_by_more_than_a_factor_of_two_have_a_logarithmic_axis(losses, labels):
+    svg = ET.fromstring(charts.line_chart("t", [("a", list(enumerate(losses)), 0)], "step"))
+    ticks = [tick for tick in svg.iter(f"{SVG}g") if "-ytick_" in tick.get("id", "")]
+    assert [tick.find(f".//{SVG}text").text for tick in ticks][-len(labels) :] == labels
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
@@ -447,7 +509,7 @@ def test_the_page_needs_nothing_else(page):
         assert "src" not in attributes
         assert attributes.get("href", "#").startswith("#")
         assert not [name for name in attributes if name.startswith("on")]
-    assert not re.search(r"url\(|@import", text)
+    assert not re.search(r"url\((?!#)|@import", text)
 
 
 def test_the_page_is_marked_up_for_those_who_cannot_see_it(page):
@@ -475,17 +537,21 @@ def test_every_text_is_shown_as_it_is(page):
 
 def test_the_charts_hold_every_curve(page):
     text = page.read_text(encoding="utf-8")
-    charts = [ET.fromstring(svg) for svg in re.findall("<svg .*?</svg>", text, re.DOTALL)]
-    losses = {chart.get("aria-label"): chart for chart in charts if "loss" in (chart.get("aria-label") or "")}
+    drawn = [ET.fromstring(svg) for svg in re.findall("<svg .*?</svg>", text, re.DOTALL)]
+    losses = {chart.get("aria-label"): chart for chart in drawn if "loss" in (chart.get("aria-label") or "")}
     assert set(losses) == {"Training loss", "Validation loss", "Validation loss of the responses"}
-    curve = losses["Training loss"].find(".//polyline")
-    points = [tuple(map(float, point.split(","))) for point in curve.get("points").split()]
-    assert len(points) == 3
-    assert points[0][0] < points[1][0] < points[2][0]
-    assert points[0][1] < points[1][1] < points[2][1]  # the loss falls, and so does the line: y grows downwards
-    histograms = [chart for chart in charts if (chart.get("aria-label") or "").startswith("Distribution")]
-    assert [len(chart.findall("rect")) for chart in histograms] == [10, 10]
-    assert [chart.get("aria-label") for chart in charts if "Difference" in (chart.get("aria-label") or "")] == [
+    (((first, second, third), points),) = charts_of(losses["Training loss"])[0].drawn("stroke: var(--c1)")
+    assert points == [first, second, third]
+    assert first[0] < second[0] < third[0]
+    assert first[1] < second[1] < third[1]  # the loss falls, and so does the line: y grows downwards
+    assert losses["Training loss"].find(f".//{SVG}title").text == "tuned: 2.000 at 2"
+    histograms = [chart for chart in drawn if (chart.get("aria-label") or "").startswith("Distribution")]
+    for chart in histograms:
+        titles = [title.text for title in chart.iter(f"{SVG}title")]
+        assert len(titles) == 10
+        assert sum(number(title.split(": ")[1].rstrip("%")) for title in titles) == pytest.approx(100, abs=4)
+    assert len(histograms) == 2
+    assert [chart.get("aria-label") for chart in drawn if "Difference" in (chart.get("aria-label") or "")] == [
         f"Differences from {ATTACK}"
     ]
 
@@ -558,8 +624,8 @@ def test_filter_order_and_a_narrow_screen_in_a_browser(page, chromium):
     assert seen == [True, "1 of 6 entries", ["5", "4", "1", "2", "3", "6"], ["4"]]
 
 
-def test_the_report_imports_no_torch_and_prints_on_any_terminal(pair):
-    code = "import sys; from instruct_lm.commands.report import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+def test_the_report_imports_no_torch_and_without_charts_no_matplotlib_and_prints_on_any_terminal(pair):
+    code = "import sys; from instruct_lm.commands.report import main; main(sys.argv[1:]); assert not {'torch', 'matplotlib'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}  # a terminal without a minus sign
     done = subprocess.run([sys.executable, "-c", code, *pair], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
