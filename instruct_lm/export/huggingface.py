@@ -24,13 +24,8 @@ def hub_config(config: GPTConfig) -> dict[str, Any]:
         InputError: The model is a mixture of choices that is neither GPT-2 nor Llama.
     """
     choices = (config.norm, config.position, config.activation, config.bias)
-    common = {
-        "vocab_size": config.vocab_size,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-    }
+    common: dict[str, Any] = {"vocab_size": config.vocab_size, "bos_token_id": None, "eos_token_id": None}
+    common |= {"tie_word_embeddings": True, "torch_dtype": "float32"}
     if choices == ("layernorm", "learned", "gelu", True):
         return common | {
             "model_type": "gpt2",
@@ -57,9 +52,7 @@ def hub_config(config: GPTConfig) -> dict[str, Any]:
             "rope_theta": config.rope_base,
             "hidden_act": "silu",
         }
-    raise InputError(
-        f"model.norm, position, activation and bias are {choices}: neither GPT-2 nor Llama has these together"
-    )
+    raise InputError(f"model.norm, position, activation and bias are {choices}, which is neither GPT-2 nor Llama")
 
 
 def save_pretrained(model: GPT, folder: Path) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from instruct_lm.errors import InputError
-from instruct_lm.io.gguf import GGUFHeader, read_gguf
+from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
 
 # Names of modules: ours, then GPT-2's and Llama's on the hub, then GGUF's. A module of ours that stacks several of a
@@ -37,8 +37,7 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A checkpoint format.
 
     Attributes:
@@ -145,9 +144,9 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
     store_matrices(model, matrix_dtype)
     model.to_empty(device="cpu")
     for piece in pieces_of(model, layout):
-        piece.values.copy_(checkpoint[piece.name].read().view(piece.values.shape))
+        piece.values.copy_(torch.as_tensor(checkpoint[piece.name].read()).view(piece.values.shape))
     if layout.head in checkpoint:
-        head = checkpoint[layout.head].read().to(matrix_dtype)
+        head = torch.as_tensor(checkpoint[layout.head].read(), dtype=matrix_dtype)
         if not torch.equal(head, model.wte.weight):
             raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
     return model
@@ -157,16 +156,14 @@ class _Stored(NamedTuple):
     """A tensor in a file."""
 
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
+    read: Callable[[], Tensor | np.ndarray]
 
 
 def _open(path: Path) -> dict[str, _Stored]:
     """Name → tensor, for all tensors of a checkpoint; none is read yet."""
     if path.suffix == ".gguf":
         header = read_gguf(path)
-        return {
-            name: _Stored(tensor.shape, partial(_read_gguf, header, name)) for name, tensor in header.tensors.items()
-        }
+        return {name: _Stored(tensor.shape, partial(header.read, name)) for name, tensor in header.tensors.items()}
     if path.suffix == ".safetensors":
         return _open_safetensors([path])
     if (single := path / "model.safetensors").is_file():
@@ -188,10 +185,6 @@ def _open_safetensors(paths: Iterable[Path]) -> dict[str, _Stored]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is no readable safetensors file ({error}); delete it to fetch it anew") from error
     return tensors
-
-
-def _read_gguf(header: GGUFHeader, name: str) -> Tensor:
-    return torch.from_numpy(header.read(name))
 
 
 def _read_safetensors(path: Path, name: str) -> Tensor:
