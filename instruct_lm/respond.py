@@ -1,10 +1,14 @@
-"""Answers to instructions: prompt → tokens → text, the same for samples while training, evaluation and chat."""
+"""Answers to instructions: prompt → tokens → text. Training samples, evaluation and chat use this module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+<<<<<<< HEAD
 from typing import NamedTuple
+=======
+from typing import Any
+>>>>>>> data
 
 from instruct_lm.data.prompts import Example, PromptStyle, extract_response
 from instruct_lm.data.tokenizer import Tokenizer
@@ -13,13 +17,19 @@ from instruct_lm.model.generation import GREEDY, Sampling, generate, stream
 from instruct_lm.model.gpt import GPT
 
 
+<<<<<<< HEAD
 class Response(NamedTuple):
     """What a model answered; a tuple, since Lightning cannot gather frozen dataclasses in `Trainer.predict`.
+=======
+@dataclass(frozen=True)
+class Response:
+    """A model's answer.
+>>>>>>> data
 
     Attributes:
-        text: The answer, without the header and surrounding whitespace.
-        tokens: Number of tokens made, the end token included.
-        ended: Whether the model ended the answer itself.
+        text: The answer, without the response header and surrounding whitespace.
+        tokens: Number of generated tokens, end token included.
+        ended: Whether the model ended the answer with a stop token.
     """
 
     text: str
@@ -29,15 +39,15 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True)
 class Responder:
-    """A model with all that it takes to answer instructions.
+    """Answers instructions with a model.
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer; ``stop_tokens`` end an answer.
+        tokenizer: The model's tokenizer; its ``stop_tokens`` end an answer.
         style: The prompt style that the model was trained with.
         max_new_tokens: Most tokens of an answer.
-        sampling: How tokens are chosen.
-        batch_size: Most answers made at once.
+        sampling: The rule that chooses the next token.
+        batch_size: Most answers that are generated together.
     """
 
     model: GPT
@@ -48,65 +58,65 @@ class Responder:
     batch_size: int = 32
 
     def answer(self, examples: Sequence[Example], on_done: Callable[[int], None] | None = None) -> list[Response]:
-        """Answer instructions, in their order; ``on_done`` is told how many are finished at once.
+        """Answer instructions.
+
+        Args:
+            examples: The entries; their outputs are not used.
+            on_done: Called with the number of answers that have just been finished.
+
+        Returns:
+            The answers, in the order of the examples.
 
         Raises:
-            InputError: as for `prompt_ids`.
+            InputError: As for `prompt_ids`.
         """
-        made = generate(
-            self.model,
-            [self.prompt_ids(example) for example in examples],
-            max_new_tokens=self.max_new_tokens,
-            end_tokens=self.tokenizer.stop_tokens,
-            sampling=self.sampling,
-            batch_size=self.batch_size,
-            on_done=on_done,
-        )
-        return [self._response(ids) for ids in made]
+        prompts = [self.prompt_ids(example) for example in examples]
+        generated = generate(self.model, prompts, batch_size=self.batch_size, on_done=on_done, **self._settings)
+        return [self._response(ids) for ids in generated]
 
     def stream(self, example: Example) -> Iterator[str]:
-        """The growing text of one answer, whole at each step."""
+        """Yield the text of one answer after each token: all of the text so far, not only what is new."""
         ids: list[int] = []
-        for step in stream(
-            self.model,
-            [self.prompt_ids(example)],
-            max_new_tokens=self.max_new_tokens,
-            end_tokens=self.tokenizer.stop_tokens,
-            sampling=self.sampling,
-        ):
+        for step in stream(self.model, [self.prompt_ids(example)], **self._settings):
             ids.append(step[0])
             yield self._response(ids).text
 
     def prompt_ids(self, example: Example) -> list[int]:
-        """The ids that training puts before a response: the prompt's, then the header's.
+        """The ids of prompt and response header, the same that precede the response in training.
 
-        Of a prompt that would leave the answer less than a quarter of the model's ``block_size`` (or less than
-        ``max_new_tokens``, if that is fewer), the last tokens before the header are left out.
+        The answer needs room for ``max_new_tokens`` tokens or a quarter of the model's ``block_size``, whichever is
+        less. If a prompt leaves less room, the end of the user's text is cut.
 
         Raises:
-            InputError: the prompt style alone fills the model.
+            InputError: The prompt style alone fills the model's ``block_size``.
         """
         opening, body, closing, room = self._parts(example)
         return [*opening, *body[:room], *closing]
 
     def cut_tokens(self, example: Example) -> int:
-        """How many of an example's tokens `prompt_ids` leaves out."""
+        """Number of tokens of the user's text that `prompt_ids` cuts."""
         _, body, _, room = self._parts(example)
         return max(0, len(body) - room)
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What `generate` and `stream` are both told."""
+        end_tokens = self.tokenizer.stop_tokens
+        return {"max_new_tokens": self.max_new_tokens, "end_tokens": end_tokens, "sampling": self.sampling}
+
     def _parts(self, example: Example) -> tuple[list[int], list[int], list[int], int]:
-        """Ids before, of and behind what varies, and how many of the second there is room for."""
+        """Ids before the user's text, of it and after it, and the number of its tokens that there is room for."""
         style, encode_special, block_size = self.style, self.tokenizer.encode_special, self.model.config.block_size
         opening, body = encode_special(style.opening), self.tokenizer.encode(style.body(example))
         closing = encode_special(style.closing) + encode_special(style.header)
         fixed = len(opening) + len(closing)
-        room = block_size - fixed - 1
-        if room < 0:
+        if fixed >= block_size:
             raise InputError(
-                f"prompt={style.name} takes {fixed} tokens, and model.block_size={block_size} has no room for more: "
-                "choose a larger one or another prompt style."
+                f"prompt={style.name} takes {fixed} tokens, which leaves no room for an answer within "
+                f"model.block_size={block_size}: choose a larger one or another prompt style."
             )
-        return opening, body, closing, max(0, block_size - fixed - max(1, min(self.max_new_tokens, block_size // 4)))
+        answer = max(1, min(self.max_new_tokens, block_size // 4))
+        return opening, body, closing, max(0, block_size - fixed - answer)
 
     def _response(self, ids: list[int]) -> Response:
         ended = bool(ids) and ids[-1] in self.tokenizer.stop_tokens

@@ -90,8 +90,8 @@ def test_an_answer_without_end_token_did_not_end(monkeypatch: pytest.MonkeyPatch
 
 
 def test_answers_are_in_order_counted_and_equal_the_stream() -> None:
-    torch.manual_seed(0)
     model = GPT(MODEL.config)
+    torch.manual_seed(0)  # of the parameters below alone
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape)  # large enough that answers differ
     asked = [Example(f"{'word ' * n}?", "", "") for n in (1, 9, 3)]

@@ -1,6 +1,6 @@
-"""Encoded examples to batches: right-padded rows, with a loss weight for each target.
+"""From encoded examples to batches: right-padded rows with a loss weight for each target.
 
-Padding is known by lengths, never by token id, since the padding id equals the end token.
+Lengths tell padding from tokens. Token ids cannot, since the padding id may equal the end token.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one forward pass: B rows of at most L input tokens.
+    """The examples of one forward pass: B rows of at most L input tokens.
 
     Attributes:
         input_ids: int64 (B, L).
-        labels: int64 (B, L); the token that each position is to predict.
-        weights: float32 (B, L); weight of each label in the loss. 0: masked, or padding.
+        labels: int64 (B, L); the token that each position must predict.
+        weights: float32 (B, L); weight of each label in the loss, 0 for masked labels and padding.
         response_weights: float32 (B, L); 1 for labels of the response and its end token, else 0.
-        lengths: Input tokens of each row, without padding.
-        shared_prefix: Input tokens that all rows begin with.
-        entries: Number of each example in its split, from 0; for messages.
-        step_weight: Σ weights over all batches of the same optimizer step, all processes included; None: over this one.
+        lengths: Number of input tokens of each row, without padding.
+        shared_prefix: Number of leading input tokens that all rows have in common.
+        entries: Position of each example in its split, from 0; messages name it.
+        step_weight: Σ weights over all batches of the optimizer step, in all processes; None: over this batch.
     """
 
     input_ids: Tensor
@@ -40,11 +41,11 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the examples, end tokens included, padding not."""
+        """Number of tokens, with end tokens and without padding."""
         return sum(self.lengths) + len(self.lengths)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on ``device``; Lightning calls it."""
+        """Return the batch with its tensors on ``device``; Lightning calls this method."""
         moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)
 
@@ -61,17 +62,17 @@ def collate(
     """Make a batch of encoded examples.
 
     Args:
-        input_ids: int arrays (L_i,), end token included.
-        weights: float arrays (L_i,); weight of each token as a target. The first token is never one.
-        response_starts: Index of each response's first token.
-        pad_id: Fills the rows; any id does, for nothing depends on it.
-        entries, step_weight: As in `Batch`.
+        input_ids: Integer arrays (L_i,), end token included.
+        weights: Float arrays (L_i,); weight of each token as a target. The first token is never a target.
+        response_starts: Index of the first token of each response.
+        pad_id: Id of the padding; any id works, since no result depends on it.
+        entries, step_weight: As for `Batch`.
 
     Raises:
-        ValueError: An example of fewer than two tokens.
+        ValueError: An example has fewer than two tokens.
 
     Example:
-        Prompt 8 8, header 9, response 1 2, end token 5, with masked instructions; and a shorter row:
+        Prompt 8 8, header 9, response 1 2 and end token 5, with masked instructions, and a shorter row:
 
         >>> rows = [np.array([8, 8, 9, 1, 2, 5]), np.array([8, 9, 5])]
         >>> batch = collate(rows, [np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 1])], [3, 2], pad_id=5)
@@ -90,29 +91,31 @@ def collate(
     for row, entry in zip(rows, entries or range(len(rows)), strict=True):
         if len(row) < 2:
             raise ValueError(f"entry {entry} has {len(row)} token(s); at least 2 are needed to predict one")
-    lengths = [len(row) - 1 for row in rows]
-    shape = (len(rows), max(lengths))
-    inputs, labels = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
-    label_weights, response_weights = torch.zeros(shape), torch.zeros(shape)
-    for i, (row, weight, start, n) in enumerate(zip(rows, weights, response_starts, lengths, strict=True)):
-        # Token t of a row is the label of position t - 1: ids and weights move one to the left, together.
-        inputs[i, :n], labels[i, :n] = row[:-1], row[1:]
-        label_weights[i, :n] = torch.as_tensor(np.asarray(weight[1:]), dtype=torch.float32)
-        response_weights[i, max(start - 1, 0) : n] = 1.0
+    # Token t of a row is the label of position t - 1: ids and weights move one to the left, together.
+    inputs = [row[:-1] for row in rows]
+    target_weights = [torch.as_tensor(np.asarray(weight[1:]), dtype=torch.float32) for weight in weights]
+    is_response = [torch.arange(1, len(row)) >= start for row, start in zip(rows, response_starts, strict=True)]
     return Batch(
-        inputs,
-        labels,
-        label_weights,
-        response_weights,
-        tuple(lengths),
-        shared_prefix_length([row[:-1] for row in rows]),
+        pad_sequence(inputs, batch_first=True, padding_value=pad_id),
+        pad_sequence([row[1:] for row in rows], batch_first=True),
+        pad_sequence(target_weights, batch_first=True),
+        pad_sequence(is_response, batch_first=True).float(),
+        tuple(map(len, inputs)),
+        shared_prefix_length(inputs),
         tuple(entries),
         step_weight,
     )
 
 
 def shared_prefix_length(rows: Sequence[Tensor]) -> int:
-    """Tokens that all rows, int64 (L_i,), begin with; each row keeps at least one of its own. 0 for a single row."""
+    """Number of leading tokens that all rows share.
+
+    Args:
+        rows: int64 (L_i,) each.
+
+    Returns:
+        At most the length of the shortest row minus 1, so that each row keeps a token of its own; 0 for a single row.
+    """
     shortest = min(len(row) for row in rows)
     if len(rows) < 2 or shortest < 2:
         return 0

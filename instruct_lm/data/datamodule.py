@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class BatchDataset(Dataset[Batch]):
-    """Turns planned micro-batches into batches.
+    """Makes a batch of each planned micro-batch.
 
     Args:
-        encoded: The rows.
+        encoded: The encoded entries of a split.
         prompt_loss_weight, mask_header: As for `instruct_lm.data.encoding.loss_weights`.
     """
 
@@ -37,7 +37,7 @@ class BatchDataset(Dataset[Batch]):
         self.encoded, self.prompt_loss_weight, self.mask_header = encoded, prompt_loss_weight, mask_header
 
     def row_weights(self) -> np.ndarray:
-        """Σ weights of each row, float64 (n,)."""
+        """float64 (n,); Σ weights of each row."""
         return np.array([self._weights(i).sum(dtype=np.float64) for i in range(len(self.encoded))])
 
     def _weights(self, row: int) -> np.ndarray:
@@ -58,19 +58,20 @@ class InstructionDataModule(pl.LightningDataModule):
     """Downloads, splits, encodes and batches instruction entries.
 
     Args:
-        source: A source string (`instruct_lm.io.sources.FORMS`, or ``sample`` for the embedded entries), a path, or a
+        source: A source string (see `instruct_lm.io.sources.FORMS`; ``sample`` for the embedded entries), a path, or a
             list of entries with the keys ``instruction``, ``input`` (optional) and ``output``.
-        tokenizer: Encodes the entries.
+        tokenizer: The model's tokenizer.
         style: The prompt style: ``alpaca``, ``phi3`` or ``chatml``.
-        block_size: Longest row, in tokens, that the model takes.
-        fetcher, sha256: Download the source, and the hash that it must have; see `Fetcher.fetch`.
+        block_size: Longest row that the model takes, in tokens.
+        fetcher: Downloads the source; None: a `Fetcher` with its defaults.
+        sha256: Hash that the source must have; None: no check.
         prompt_loss_weight, mask_header: As for `instruct_lm.data.encoding.loss_weights`.
         train_fraction, test_fraction, shuffle, seed: As for `instruct_lm.data.dataset.split`.
         batch_size, group_by_length: As for `StepSampler`, which takes the accumulation from the trainer.
-        max_length, overlong: As for `instruct_lm.data.encoding.encode_examples`; None: ``block_size``.
-        num_workers: Processes that make batches; 0 makes them in this one, which is seldom slower.
-        limit: Use the first entries only.
-        cache_dir: Folder of the token cache; None: encode each time.
+        max_length, overlong: As for `instruct_lm.data.encoding.encode_examples`, with ``block_size`` for None.
+        num_workers: Number of processes that make batches; 0: this process makes them, which is seldom slower.
+        limit: Number of entries to use, from the first; None: all.
+        cache_dir: Folder of the token cache; None: no cache.
     """
 
     def __init__(
@@ -107,27 +108,33 @@ class InstructionDataModule(pl.LightningDataModule):
         self.num_workers, self.limit, self.cache_dir = num_workers, limit, cache_dir
 
     def prepare_data(self) -> None:
-        """Download the source; Lightning calls it once per machine."""
+        """Download the source; Lightning calls this method once per machine."""
         self._local()
 
     def setup(self, stage: str | None = None) -> None:
-        """Split, and encode what a stage needs: ``fit``, ``validate``, ``test`` or ``predict``; None: all.
+        """Split the entries and encode the splits that a stage needs.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; None: all of them.
 
         Raises:
-            InputError: Malformed entries, an empty split, or a split of which nothing is left.
+            InputError: Entries are malformed, a split is empty, or none of its entries can be used.
         """
-        _ = self.splits
-        for name in {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ()}.get(
-            stage or "", ("train", "validation", "test")
-        ):
-            getattr(self, name)
+        needed = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": ("test",),
+            "predict": ("splits",),
+        }
+        for name in needed.get(stage or "", Splits._fields):
+            getattr(self, name)  # a cached property: computed now, kept for later
 
     @cached_property
     def splits(self) -> Splits:
-        """The entries, loaded and split when first asked for.
+        """The entries, loaded and split on first use.
 
         Raises:
-            InputError: Malformed entries, or an empty split.
+            InputError: Entries are malformed, or a split is empty.
         """
         examples = load_examples(self._local(), self.limit)
         splits = split(examples, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
@@ -135,7 +142,7 @@ class InstructionDataModule(pl.LightningDataModule):
         log.info("data: %d entries: train %d, test %d, validation %d", len(examples), *sizes)
         if duplicates := duplicates_between(splits):
             example = duplicates[0].example.instruction
-            log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), example)
+            log.warning("%d entries are in more than one split, for example: %s", len(duplicates), example)
         return splits
 
     @cached_property
@@ -154,17 +161,15 @@ class InstructionDataModule(pl.LightningDataModule):
         return self._encode("test")
 
     def _local(self) -> str | Path | Sequence[Mapping[str, Any]]:
-        """The source as a local file, or as it is where nothing is to be fetched."""
+        """The source as a local file, or unchanged if there is nothing to download."""
         if self.source == "sample" or not isinstance(self.source, (str, Path)):
             return self.source
         return self.fetcher.fetch(str(self.source), sha256=self.sha256)
 
     def _encode(self, name: str) -> BatchDataset:
-        examples = getattr(self.splits, name)
+        examples, settings = getattr(self.splits, name), (self.max_length, self.overlong, self.cache_dir)
         try:
-            encoded = encode_cached(
-                examples, self.tokenizer, self.style, self.max_length, self.overlong, self.cache_dir
-            )
+            encoded = encode_cached(examples, self.tokenizer, self.style, *settings)
         except InputError as error:
             raise InputError(f"{name} split: {error}") from error
         if encoded.dropped or encoded.truncated:
@@ -176,11 +181,11 @@ class InstructionDataModule(pl.LightningDataModule):
         return BatchDataset(encoded, self.prompt_loss_weight, self.mask_header)
 
     def train_dataloader(self) -> StepLoader:
-        """Micro-batches of the training split, in a new order each epoch."""
+        """Batches of the training split, in a new order each epoch."""
         return self._loader(self.train, shuffle=True)
 
     def val_dataloader(self) -> StepLoader:
-        """Batches of the validation split, rows of similar length together, which changes no sum."""
+        """Batches of the validation split; rows of similar length share a batch, which changes no sum."""
         return self._loader(self.validation, shuffle=False)
 
     def test_dataloader(self) -> StepLoader:
@@ -188,11 +193,11 @@ class InstructionDataModule(pl.LightningDataModule):
         return self._loader(self.test, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Lists of test entries to answer, in the order of the file."""
+        """Lists of test entries to answer, in file order."""
         return DataLoader(self.splits.test, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a `Batch`; entries to answer are texts and stay as they are."""
+        """Move a `Batch` to the device; a list of entries to answer stays as it is."""
         return batch if isinstance(batch, list) else batch.to(device)
 
     def _loader(self, dataset: BatchDataset, shuffle: bool) -> StepLoader:

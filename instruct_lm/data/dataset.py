@@ -12,29 +12,30 @@ from typing import Any, NamedTuple
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
 
-_LISTED = 10  # faulty entries that a message names; the rest are counted
-_TOKEN_START = re.compile(r"[^ \t\n\r]")
+_LISTED = 10  # malformed entries that a message names; it counts the rest
+_NOT_SPACE = re.compile(r"[^ \t\n\r]")  # JSON's whitespace, which is not Unicode's
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}  # JSON's names
 
 
 def sample_path() -> Path:
-    """The embedded entries that `data=sample` stands for."""
+    """The path of the embedded entries, which `data=sample` selects."""
     return Path(__file__).with_name("sample.json")
 
 
 def load_examples(source: str | Path | Sequence[Mapping[str, Any]], limit: int | None = None) -> list[Example]:
     """Load and check instruction entries.
 
-    An entry is an object with the strings `instruction` and `output`, neither blank, and `input`, which may be empty,
-    null or absent. Other keys (`model_response`, for one) are ignored. Texts are kept as they are, not stripped.
+    An entry is an object with the strings `instruction` and `output`, neither of them blank, and `input`, which may be
+    empty, null or absent. Other keys, such as `model_response`, are ignored. Texts are kept as they are, not stripped.
 
     Args:
-        source: The path of a JSON list or of JSON lines in UTF-8, with or without a byte-order mark; `sample`; or a
-            list of entries.
-        limit: Use the first `limit` entries only.
+        source: The path of a JSON list or of JSON lines in UTF-8, with or without a byte-order mark; `sample` for the
+            embedded entries; or a list of entries.
+        limit: Number of entries to use, from the first; None: all. The others are not checked.
 
     Raises:
-        InputError: The file cannot be read or parsed (the message names line and column), there are no entries, or some
-            are malformed (it names the first ten by their number, from 1, and what is wrong with each).
+        InputError: The file cannot be read or parsed (the message gives line and column), there are no entries, or some
+            are malformed (the message lists the first ten by number, from 1, with the fault of each).
     """
     if isinstance(source, (str, Path)):
         path = sample_path() if str(source) == "sample" else Path(source)
@@ -46,43 +47,41 @@ def load_examples(source: str | Path | Sequence[Mapping[str, Any]], limit: int |
     entries = entries[:limit]
     if not entries:
         raise InputError(f"{name} holds no entries.")
-    examples, faults = [], []
-    for number, (place, entry) in enumerate(entries, start=1):
-        if fault := _fault(entry):
-            faults.append(f"  entry {number}{place}: {fault}")
-        else:
-            examples.append(Example(entry["instruction"], entry.get("input") or "", entry["output"]))
+    faults = [
+        f"  entry {number}{place}: {fault}"
+        for number, (place, entry) in enumerate(entries, start=1)
+        if (fault := _fault(entry))
+    ]
     if faults:
+        summary = f"{name}: {len(faults)} of {len(entries)} entries are malformed."
         more = [f"  and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
-        lines = [f"{name}: {len(faults)} of {len(entries)} entries are malformed.", *faults[:_LISTED], *more]
-        raise InputError("\n".join(lines))
-    return examples
+        raise InputError("\n".join([summary, *faults[:_LISTED], *more]))
+    return [Example(entry["instruction"], entry.get("input") or "", entry["output"]) for _, entry in entries]
 
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"data file {path}: {error.strerror or error}.") from error
-    try:
-        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = f"byte 0x{data[error.start]:02x} at offset {error.start}, line {data.count(10, 0, error.start) + 1}"
+        data, start = error.object, error.start
+        place = f"byte 0x{data[start]:02x} at offset {start}, line {data.count(10, 0, start) + 1}"
         raise InputError(f"{path} is not UTF-8 text: {place}. Save it as JSON in UTF-8.") from error
 
 
 def _parse(text: str, path: Path) -> list[tuple[str, Any]]:
     """Entries with their places: "" in a JSON list, " (line n)" in JSON lines."""
     decoder, entries = json.JSONDecoder(), []
-    position = _skip_whitespace(text, 0)
-    line = 1 + text.count("\n", 0, position)
+    position, line = 0, 1
     try:
-        while position < len(text):
-            value, end = decoder.raw_decode(text, position)
+        # Read one JSON value after the other: a list of entries is one value, each of the JSON lines is one.
+        while found := _NOT_SPACE.search(text, position):
+            start = found.start()
+            line += text.count("\n", position, start)
+            value, position = decoder.raw_decode(text, start)
             entries.append((f" (line {line})", value))
-            end = _skip_whitespace(text, end)
-            line += text.count("\n", position, end)
-            position = end
+            line += text.count("\n", start, position)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (RecursionError, ValueError) as error:  # brackets nested too deeply, a number of thousands of digits
@@ -97,15 +96,8 @@ def _parse(text: str, path: Path) -> list[tuple[str, Any]]:
     return entries
 
 
-def _skip_whitespace(text: str, position: int) -> int:
-    match = _TOKEN_START.search(text, position)
-    return match.start() if match else len(text)
-
-
 def _kind(value: Any) -> str:
-    """The JSON name of a value's type."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number")
 
 
 def _fault(entry: Any) -> str:
@@ -141,17 +133,17 @@ def split(
     shuffle: bool = False,
     seed: int = 123,
 ) -> Splits:
-    """Splits n entries as the book does: the first int(n · train_fraction), the next int(n · test_fraction), the rest.
+    """Split n entries as the book does: the first int(n · train_fraction), the next int(n · test_fraction), the rest.
 
     Args:
-        examples: n entries.
+        examples: The n entries.
         train_fraction: Share of the training split, in (0, 1).
         test_fraction: Share of the test split, in (0, 1).
-        shuffle: Whether to shuffle a copy of the entries first; `seed` gives the same order on every machine.
-        seed: Seed of the shuffle.
+        shuffle: Whether to shuffle a copy of the entries first.
+        seed: Seed of the shuffle; it gives the same order on every machine.
 
     Raises:
-        InputError: If a split would be empty.
+        InputError: A split would be empty.
     """
     n = len(examples)
     train, test = int(n * train_fraction), int(n * test_fraction)
@@ -169,11 +161,11 @@ def split(
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One instruction and input that stands in more than one split.
+    """A pair of instruction and input that occurs in more than one split.
 
     Attributes:
         example: Its first occurrence.
-        places: Split name → positions in that split, for each split that holds it.
+        places: Split name → positions in that split, for each split that holds the pair.
     """
 
     example: Example
@@ -181,16 +173,12 @@ class Duplicate:
 
 
 def duplicates_between(splits: Splits) -> list[Duplicate]:
-    """Entries whose instruction and input, without case and spacing, stand in more than one split."""
-    places: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(dict)
-    first: dict[tuple[str, str], Example] = {}
+    """Entries whose instruction and input occur in more than one split; case and spacing do not matter."""
+    places: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(dict)
+    first: dict[tuple[str, ...], Example] = {}
     for name, examples in splits._asdict().items():
         for position, example in enumerate(examples):
-            key = (_normalise(example.instruction), _normalise(example.input))
+            key = tuple(" ".join(text.casefold().split()) for text in (example.instruction, example.input))
             first.setdefault(key, example)
             places[key].setdefault(name, []).append(position)
     return [Duplicate(first[key], found) for key, found in places.items() if len(found) > 1]
-
-
-def _normalise(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -2,23 +2,22 @@
 
 import hashlib
 import logging
-import os
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from instruct_lm.data.prompts import Example, PromptStyle
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
+from instruct_lm.io.files import replacing
 
 log = logging.getLogger(__name__)
 
 OVERLONG = ("drop", "truncate_prompt", "truncate", "error")
-_LISTED = 10  # overlong entries that a message names; the rest are counted
+_LISTED = 10  # overlong entries that a message names; it counts the rest
 _CACHE_VERSION = 1  # raise it when the encoding changes
 
 
@@ -26,9 +25,9 @@ class EncodedExample(NamedTuple):
     """Token ids of one entry: prompt, header, response, end token.
 
     Attributes:
-        input_ids: (length,) int32; a view into the dataset.
-        prompt_length: Number of leading tokens that are the prompt.
-        header_length: Number of tokens after those that are the response header.
+        input_ids: int32 (length,); a view into the dataset.
+        prompt_length: Number of prompt tokens, which come first.
+        header_length: Number of tokens of the response header, which follow the prompt.
     """
 
     input_ids: np.ndarray
@@ -38,16 +37,26 @@ class EncodedExample(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """All encoded entries in one flat array: 52,000 of them take some 30 MB.
+    """All encoded entries in one flat array; 52,000 of them take about 30 MB.
+
+    Rows follow each other without padding, and ``offsets`` says where each begins; see the example.
 
     Attributes:
-        input_ids: (Σ lengths,) int32.
-        offsets: (n + 1,) int64; row i is `input_ids[offsets[i]:offsets[i + 1]]`.
-        prompt_lengths: (n,) int32.
-        entries: (n,) int32, the position of each row's entry in the list that was encoded; rows are in file order.
-        header_length: Tokens of the response header, the same in every row.
-        dropped: Number of entries left out: too long, or nothing of the response would be trained on.
+        input_ids: int32 (Σ lengths,).
+        offsets: int64 (n + 1,); row i is ``input_ids[offsets[i] : offsets[i + 1]]``.
+        prompt_lengths: int32 (n,).
+        entries: int32 (n,); position of each row's entry in the list that was encoded, increasing.
+        header_length: Number of tokens of the response header, the same in every row.
+        dropped: Number of entries left out, because they are too long or their response has no tokens.
         truncated: Number of rows that were cut.
+
+    Example:
+        Two rows, with the prompts 8 7 and 8 7 7, the header 9, a response and the end token 5:
+
+        >>> ids, offsets = np.array([8, 7, 9, 1, 5, 8, 7, 7, 9, 2, 3, 5]), np.array([0, 5, 12])
+        >>> data = EncodedDataset(ids, offsets, prompt_lengths=np.array([2, 3]), entries=np.arange(2), header_length=1)
+        >>> [row.input_ids.tolist() for row in data], data.lengths.tolist()
+        ([[8, 7, 9, 1, 5], [8, 7, 7, 9, 2, 3, 5]], [5, 7])
     """
 
     input_ids: np.ndarray
@@ -62,7 +71,7 @@ class EncodedDataset:
         return len(self.prompt_lengths)
 
     def __getitem__(self, index: int) -> EncodedExample:
-        row = range(len(self))[index]  # IndexError past the end; accepts negative indices
+        row = range(len(self))[index]  # accepts negative indices; raises IndexError past the end
         ids = self.input_ids[self.offsets[row] : self.offsets[row + 1]]
         return EncodedExample(ids, int(self.prompt_lengths[row]), self.header_length)
 
@@ -71,7 +80,7 @@ class EncodedDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) int64: tokens of each row, end token included."""
+        """int64 (n,); number of tokens of each row, end token included."""
         return np.diff(self.offsets)
 
 
@@ -82,66 +91,76 @@ def encode_examples(
     max_length: int | None = None,
     overlong: str = "drop",
 ) -> EncodedDataset:
-    """Encodes each entry as prompt ids + header ids + response ids + one end token.
+    """Encode each entry as prompt ids + header ids + response ids + one end token, the tokenizer's `end_of_text`.
 
     Args:
         examples: The entries.
-        tokenizer: Its `end_of_text` ends each row.
+        tokenizer: The tokenizer.
         style: The prompt style.
-        max_length: Most tokens of a row, end token included; None for no limit.
-        overlong: What becomes of a longer row. `drop`: it is left out. `truncate_prompt`: the end of the user's text
-            (the end of the input, if there is one) is cut, so that the template, the header and the whole response
-            stay; dropped where none of the user's text would be left. `truncate`: the row is cut at its end and has no
-            end token; dropped where none of the response would be left. `error`: an error names the entries.
+        max_length: Most tokens of a row, end token included; None: no limit.
+        overlong: What to do with a longer row. `drop`: leave it out. `truncate_prompt`: cut the end of the user's text,
+            or drop the row if nothing of that text would be left. `truncate`: cut the end of the row, end token
+            included, or drop the row if nothing of the response would be left. `error`: raise an error.
 
     Raises:
-        InputError: If `overlong` is none of these, or is `error` and rows are too long, or no row is left.
+        InputError: `overlong` is none of these, or it is `error` and rows are too long, or no row is left.
+
+    Example:
+        With one token a character, this entry has 15 tokens, 3 more than the limit:
+
+        >>> from instruct_lm.data.tokenizer import load_tokenizer
+        >>> tokenizer, style = load_tokenizer("bytes"), PromptStyle("short", "Q:", "|", ";", "A:")
+        >>> for limit, overlong in ((15, "drop"), (12, "truncate_prompt"), (12, "truncate")):
+        ...     rows = encode_examples([Example("abcdef", "", "xyz")], tokenizer, style, limit, overlong)
+        ...     print(tokenizer.decode(rows.input_ids))
+        Q:abcdef;A:xyz<|endoftext|>
+        Q:abc;A:xyz<|endoftext|>
+        Q:abcdef;A:x
     """
     if overlong not in OVERLONG:
         raise InputError(f"overlong={overlong!r}: choose one of {', '.join(OVERLONG)}.")
+    # The style's own text is encoded once, and apart: it may hold control tokens, the user's text may not.
     opening, closing, header = map(tokenizer.encode_special, (style.opening, style.closing, style.header))
-    template = len(opening) + len(closing) + len(header)
-    flat, offsets, prompt_lengths, entries, too_long, truncated = array("i"), [0], array("i"), array("i"), [], 0
-    for i, example in enumerate(examples):  # one thread: two are slower on texts this short
+    template_length = len(opening) + len(closing) + len(header)
+    rows, places, too_long, truncated = [], [], [], 0  # places: each row's entry and prompt length
+    for i, example in enumerate(examples):  # in one thread: two are slower on texts this short
         body, response = tokenizer.encode(style.body(example)), tokenizer.encode(style.response(example))
-        length = template + len(body) + len(response) + 1
-        tail = [*response, tokenizer.end_of_text] if response else []  # every byte of it without a token: dropped
-        if max_length is not None and (excess := length - max_length) > 0:
+        length = template_length + len(body) + len(response) + 1
+        # A response of which no byte has a token stays empty, and an empty response drops the row.
+        response += [tokenizer.end_of_text] if response else []
+        if max_length is not None and length > max_length:
             too_long.append(f"{i + 1} ({length} tokens)")
-            body, tail = _shorten(body, tail, excess, overlong)
-            truncated += bool(tail)
-        if tail:
-            for ids in (opening, body, closing, header, tail):
-                flat.extend(ids)
-            offsets.append(len(flat))
-            prompt_lengths.append(len(opening) + len(body) + len(closing))
-            entries.append(i)
-    if not entries and not too_long:
-        raise InputError(f"none of the {len(examples)} entries has a response that {tokenizer.name} has tokens for.")
-    if (overlong == "error" and too_long) or not entries:
-        listed = ", ".join(too_long[:_LISTED]) + (", …" if len(too_long) > _LISTED else "")
-        raise InputError(
-            f"{len(too_long)} of {len(examples)} entries are longer than max_length={max_length}: entry {listed}.\n"
-            "Raise max_length or choose another overlong: " + ", ".join(OVERLONG[:-1]) + "."
-        )
-    return EncodedDataset(
-        np.array(flat, dtype=np.int32),
-        np.array(offsets, dtype=np.int64),
-        np.array(prompt_lengths, dtype=np.int32),
-        np.array(entries, dtype=np.int32),
-        header_length=len(header),
-        dropped=len(examples) - len(entries),
-        truncated=truncated,
-    )
+            body, response = _shorten(body, response, length - max_length, overlong)
+            truncated += bool(response)
+        if response:
+            rows.append(np.array([*opening, *body, *closing, *header, *response], dtype=np.int32))
+            places.append((i, len(opening) + len(body) + len(closing)))
+    if not rows or (too_long and overlong == "error"):
+        raise InputError(_problem(len(examples), too_long, max_length, tokenizer))
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    entries, prompt_lengths = np.array(places, dtype=np.int32).T
+    dropped = len(examples) - len(rows)
+    return EncodedDataset(np.concatenate(rows), offsets, prompt_lengths, entries, len(header), dropped, truncated)
 
 
-def _shorten(body: list[int], tail: list[int], excess: int, overlong: str) -> tuple[list[int], list[int]]:
-    """A row's user text and its response with end token, shorter by `excess`; an empty response if that cannot be."""
+def _shorten(body: list[int], response: list[int], excess: int, overlong: str) -> tuple[list[int], list[int]]:
+    """User text and response (with end token) without ``excess`` tokens; an empty response if that is not possible."""
     if overlong == "truncate_prompt" and excess < len(body):
-        return body[:-excess], tail
-    if overlong == "truncate" and excess < len(tail):
-        return body, tail[:-excess]
+        return body[:-excess], response
+    if overlong == "truncate" and excess < len(response):
+        return body, response[:-excess]
     return body, []
+
+
+def _problem(n: int, too_long: list[str], max_length: int | None, tokenizer: Tokenizer) -> str:
+    """The message for n entries of which some are too long or no row is left."""
+    if not too_long:
+        return f"none of the {n} entries has a response that {tokenizer.name} has tokens for."
+    listed = ", ".join(too_long[:_LISTED]) + (", …" if len(too_long) > _LISTED else "")
+    return (
+        f"{len(too_long)} of {n} entries are longer than max_length={max_length}: entry {listed}.\n"
+        f"Raise max_length or choose another overlong: {', '.join(OVERLONG[:-1])}."
+    )
 
 
 def encode_cached(
@@ -152,46 +171,35 @@ def encode_cached(
     overlong: str = "drop",
     cache_dir: Path | None = None,
 ) -> EncodedDataset:
-    """`encode_examples`, kept in `cache_dir` under a hash of everything that decides the result.
+    """Encode as `encode_examples` does, and keep the result in `cache_dir`; None: no cache.
 
-    A cache file that is cut off or damaged is made anew. One that cannot be written costs a warning, not the run.
+    The file is named by a hash of all that decides the result. A damaged file is replaced. If the file cannot be
+    written, a warning says so and the run goes on.
     """
     if cache_dir is None:
         return encode_examples(examples, tokenizer, style, max_length, overlong)
-    path = cache_dir / f"{_cache_key(examples, tokenizer, style, max_length, overlong)}.npz"
+    key = repr((_CACHE_VERSION, tokenizer.fingerprint, style, max_length, overlong, list(examples)))
+    path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as stored:
-                arrays: dict[str, Any] = {key: array if array.ndim else array.item() for key, array in stored.items()}
-            return EncodedDataset(**arrays)
+                return EncodedDataset(**{name: x if x.ndim else x.item() for name, x in stored.items()})
         except Exception as error:  # a damaged zip file raises a dozen kinds
             log.warning("token cache %s is damaged (%s): encoding again", path, error)
     encoded = encode_examples(examples, tokenizer, style, max_length, overlong)
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **vars(encoded))
-        part.replace(path)  # a reader sees the whole file or none
     except OSError as error:
         log.warning("cannot write the token cache %s: %s", path, error)
     return encoded
 
 
-def _cache_key(examples: Sequence[Example], tokenizer: Tokenizer, style: PromptStyle, *settings: object) -> str:
-    texts = [text for example in examples for text in (example.instruction, example.input, example.output)]
-    header = (_CACHE_VERSION, tokenizer.fingerprint, style, settings)
-    digest = hashlib.sha256(repr(header).encode())
-    digest.update(np.fromiter(map(len, texts), np.int64).tobytes())  # where one text ends and the next begins
-    digest.update("".join(texts).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
-
-
 def resolve_prompt_loss_weight(mask_instructions: bool, prompt_loss_weight: float | None) -> float:
-    """The weight of prompt tokens in the loss: as given, else 0 with masked instructions and 1 without.
+    """The weight of prompt tokens in the loss: the given one, else 0 with masked instructions and 1 without.
 
     Raises:
-        InputError: If it is outside [0, 1].
+        InputError: The weight is outside [0, 1].
     """
     if prompt_loss_weight is None:
         return 0.0 if mask_instructions else 1.0
@@ -201,16 +209,26 @@ def resolve_prompt_loss_weight(mask_instructions: bool, prompt_loss_weight: floa
 
 
 def loss_weights(example: EncodedExample, prompt_loss_weight: float = 1.0, mask_header: bool = False) -> np.ndarray:
-    """The weight of each token as a target of the loss.
+    """The weight of each token of an entry as a target of the loss.
 
     Args:
-        example: An encoded entry of length n.
+        example: An encoded entry of n tokens.
         prompt_loss_weight: Weight of the prompt's tokens.
-        mask_header: Whether the response header is weighted like the prompt; else 1, as in the book's exercise 7.2.
+        mask_header: Whether the response header gets the prompt's weight; else its weight is 1, as in the book's
+            exercise 7.2.
 
     Returns:
-        (n,) float32, aligned with `input_ids`: shift it together with the labels. The first token is nobody's target,
-        so its weight is 0. Response and end token have weight 1.
+        float32 (n,), aligned with `input_ids`, so it must be shifted together with the labels. No position predicts the
+        first token, so its weight is 0. Response and end token have weight 1.
+
+    Example:
+        Three prompt tokens 8, two header tokens 9, the response 1 and the end token 5:
+
+        >>> row = EncodedExample(np.array([8, 8, 8, 9, 9, 1, 5]), prompt_length=3, header_length=2)
+        >>> loss_weights(row, prompt_loss_weight=0.25).tolist()
+        [0.0, 0.25, 0.25, 1.0, 1.0, 1.0, 1.0]
+        >>> loss_weights(row, prompt_loss_weight=0.25, mask_header=True).tolist()
+        [0.0, 0.25, 0.25, 0.25, 0.25, 1.0, 1.0]
     """
     weights = np.ones(len(example.input_ids), dtype=np.float32)
     weights[: example.prompt_length + example.header_length * mask_header] = prompt_loss_weight

@@ -1,8 +1,8 @@
-"""Instruction entries and the prompt styles that turn one into text.
+"""Instruction entries and the prompt styles that turn an entry into text.
 
-A training text is `opening + body + closing` (the prompt), the response header, the response. The pieces are encoded
-apart: the style's own text may hold control tokens such as `<|im_start|>`, the user's text never does, and a prompt has
-the same ids whether a response follows (training) or not (generation).
+A training text is the prompt (`opening + body + closing`), the response header and the response. The pieces are encoded
+separately, for two reasons. The style's own text may hold control tokens such as `<|im_start|>`; the user's text never
+does. And a prompt has the same ids whether a response follows (training) or not (generation).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from instruct_lm.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction entry; `input` is empty where the instruction needs none."""
+    """One instruction entry; `input` is empty if the instruction needs none."""
 
     instruction: str
     input: str
@@ -21,11 +21,11 @@ class Example:
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How an `Example` becomes text: the constant text around the user's.
+    """The constant text around the user's own text.
 
     Attributes:
-        name: The choice in the configuration group `prompt`.
-        opening: Text before the instruction, the same for every example.
+        name: The name in the configuration group `prompt`.
+        opening: Text before the instruction.
         input_lead: Text between the instruction and a non-empty input.
         closing: Text that ends the prompt.
         header: Text that announces the response.
@@ -38,15 +38,15 @@ class PromptStyle:
     header: str
 
     def body(self, example: Example) -> str:
-        """The user's part of the prompt: the instruction and, if there is one, the input."""
+        """The user's part of the prompt: the instruction, and the input if there is one."""
         return example.instruction + (self.input_lead + example.input if example.input else "")
 
     def prompt(self, example: Example) -> str:
-        """The text up to, but without, the response header."""
+        """The text before the response header."""
         return self.opening + self.body(example) + self.closing
 
     def response(self, example: Example) -> str:
-        """The text to be learned; the tokenizer's end token follows it."""
+        """The text to learn; the tokenizer's end token follows it."""
         return example.output
 
     def full(self, example: Example) -> str:
@@ -54,39 +54,31 @@ class PromptStyle:
         return self.prompt(example) + self.header + self.response(example)
 
 
-ALPACA = PromptStyle(  # "Build a Large Language Model From Scratch", chapter 7, `format_input`
-    name="alpaca",
+# "Build a Large Language Model From Scratch", chapter 7, `format_input`.
+ALPACA = PromptStyle(
+    "alpaca",
     opening="Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n### Instruction:\n",
     input_lead="\n\n### Input:\n",
     closing="",
     header="\n\n### Response:\n",
 )
-PHI3 = PromptStyle(  # the same chapter, exercise 7.1
-    name="phi3",
-    opening="<|user|>\n",
-    input_lead="\n",
-    closing="",
-    header="\n<|assistant|>:\n",
-)
-# SmolLM2-Instruct's own chat template without its system turn. The user's `<|im_end|>` closes the prompt, so it is
-# weighted as prompt; a trained response ends with the tokenizer's end token, as in every style.
+# The same chapter, exercise 7.1.
+PHI3 = PromptStyle("phi3", opening="<|user|>\n", input_lead="\n", closing="", header="\n<|assistant|>:\n")
+# SmolLM2-Instruct's own chat template without its system turn. The `<|im_end|>` of the user's turn is weighted as
+# prompt; a trained response ends with the tokenizer's end token, as in every style.
 CHATML = PromptStyle(
-    name="chatml",
-    opening="<|im_start|>user\n",
-    input_lead="\n",
-    closing="<|im_end|>\n",
-    header="<|im_start|>assistant\n",
+    "chatml", opening="<|im_start|>user\n", input_lead="\n", closing="<|im_end|>\n", header="<|im_start|>assistant\n"
 )
 
 STYLES = {style.name: style for style in (ALPACA, PHI3, CHATML)}
 
 
 def get_style(name: str) -> PromptStyle:
-    """Returns the prompt style of that name.
+    """Return a prompt style by its name.
 
     Raises:
-        InputError: If there is no such style.
+        InputError: There is no such style.
     """
     if name not in STYLES:
         raise InputError(f"prompt style {name!r} is unknown: choose one of {', '.join(STYLES)}.")
@@ -94,9 +86,13 @@ def get_style(name: str) -> PromptStyle:
 
 
 def extract_response(generated: str, style: PromptStyle) -> str:
-    """Returns the response in the text that a model wrote after a prompt, stripped of whitespace.
+    r"""Return the response in a text that a model generated, without the response header and surrounding whitespace.
 
-    The header is removed where the model wrote it itself (the book prompts without it) and is not missed where it was
-    part of the prompt. Only a leading header is removed: one later on is the model's own mistake and stays visible.
+    A generated text begins with the header if the prompt did not end with it, as in the book. A header further on is
+    the model's mistake, so it stays.
+
+    Example:
+        >>> extract_response("\n\n### Response:\nBlue.\n", ALPACA), extract_response("Blue. ### Response:", ALPACA)
+        ('Blue.', 'Blue. ### Response:')
     """
     return generated.strip().removeprefix(style.header.strip()).strip()

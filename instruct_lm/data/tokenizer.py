@@ -1,10 +1,9 @@
-"""Byte-pair encodings: GPT-2's merges file and a GGUF file's own BPE, both as `tiktoken` encodings.
+"""Byte-pair encodings as `tiktoken` encodings, from GPT-2's merges file or from the metadata of a GGUF file.
 
-The file's content decides what it is, not its name. `bytes` is a tokenizer without a file: one token a byte.
+A file's content decides its kind, not its name. `bytes` is a tokenizer without a file: one token per byte.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
@@ -19,47 +18,41 @@ from instruct_lm.io.gguf import read_gguf
 END_OF_TEXT = "<|endoftext|>"
 _CONTRACTIONS = "'(?:[sdmt]|ll|ve|re)"
 GPT2_PATTERN = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
-# Digits are split off one by one before GPT-2's pattern sees the rest, so whitespace before a digit ends its part.
+# SmolLM2 first splits off each digit, then applies GPT-2's pattern to the rest. So whitespace never joins a digit.
 SMOLLM_PATTERN = rf"{_CONTRACTIONS}|\p{{N}}| ?\p{{L}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?![^\s\p{{N}}])|\s+"
-_GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN, "smollm": SMOLLM_PATTERN}  # by llama.cpp's names in `tokenizer.ggml.pre`
+_GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN, "smollm": SMOLLM_PATTERN}  # llama.cpp's names, in `tokenizer.ggml.pre`
 
 
 class Tokenizer:
     """Text to token ids and back, over a `tiktoken.Encoding`.
 
     Attributes:
+        name: The vocabulary: `gpt2`, `gguf-smollm`, `bytes`.
         end_of_text: The id that ends a response in training.
-        stop_tokens: The ids that end one in generation: `end_of_text`, and the one a chat model ends its turn with.
+        stop_tokens: The ids that end a response in generation: `end_of_text`, and a chat model's end of turn.
         vocab_size: Number of ids, special tokens included.
     """
 
     def __init__(self, encoding: tiktoken.Encoding, end_of_text: int, end_of_turn: int | None = None) -> None:
-        self.encoding = encoding
+        self.encoding, self.name = encoding, encoding.name
         self.end_of_text = end_of_text
         self.stop_tokens = frozenset({end_of_text, end_of_text if end_of_turn is None else end_of_turn})
         self.vocab_size = encoding.n_vocab
         ranks = encoding._mergeable_ranks
         self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in ranks)
-        self._special_ids = {text: encoding.encode_single_token(text) for text in encoding.special_tokens_set}
-        self._special_split = re.compile(f"({'|'.join(map(re.escape, sorted(self._special_ids)))})")
-
-    @property
-    def name(self) -> str:
-        """What the vocabulary is: `gpt2`, `gguf-smollm`, `bytes`."""
-        return self.encoding.name
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides the ids; equal for equal vocabularies, whatever file they came from."""
+        """A hash of everything that decides the ids. Two files with the same vocabulary have the same one."""
         ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        parts = (self.encoding._pat_str, sorted(self._special_ids.items()), self.end_of_text, ranks)
+        parts = (self.encoding._pat_str, sorted(self.encoding._special_tokens.items()), self.end_of_text, ranks)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ordinary text: `<|endoftext|>` in it is thirteen characters, not the end token.
+        """Token ids of ordinary text, in which `<|endoftext|>` is thirteen characters and not the end token.
 
-        A byte without a token (SmolLM2 has none for a few control characters) is dropped, as transformers does. A
-        lone surrogate, which JSON can hold and UTF-8 cannot, becomes U+FFFD.
+        A byte without a token is dropped, as in transformers; SmolLM2 lacks tokens for a few control characters. A lone
+        surrogate, which JSON allows and UTF-8 does not, becomes U+FFFD.
         """
         try:
             data = text.encode()
@@ -68,22 +61,20 @@ class Tokenizer:
             text = data.decode()
         if len(data.translate(None, self._bytes_without_token)) == len(data):
             return self.encoding.encode_ordinary(text)
+        # tiktoken panics on a byte without a token, so split the text here and drop the byte from its piece.
         pieces = (piece.encode() for piece in regex.findall(self.encoding._pat_str, text))
-        kept = (piece.translate(None, self._bytes_without_token) for piece in pieces)  # tiktoken panics on such a byte
+        kept = (piece.translate(None, self._bytes_without_token) for piece in pieces)
         return [token for piece in kept if piece for token in self.encoding._encode_single_piece(piece)]
 
     def encode_special(self, text: str) -> list[int]:
-        """Token ids of a prompt style's own text, in which the vocabulary's control tokens are recognised."""
-        ids: list[int] = []
-        for part in self._special_split.split(text):
-            ids += [self._special_ids[part]] if part in self._special_ids else self.encode(part)
-        return ids
+        """Token ids of a prompt style's own text, in which control tokens such as `<|im_start|>` are recognised."""
+        return self.encoding.encode(text, allowed_special="all")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            InputError: If an id is not in the vocabulary.
+            InputError: An id is not in the vocabulary.
         """
         try:
             return self.encoding.decode([int(i) for i in ids])
@@ -94,13 +85,17 @@ class Tokenizer:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Loads a tokenizer.
+    """Load a tokenizer.
 
     Args:
         source: A GPT-2 merges file (`merges.txt` on the hub, `vocab.bpe` at OpenAI), a GGUF file, or `bytes`.
 
     Raises:
-        InputError: If the file is missing, is neither of the two, is broken, or holds a tokenizer of another kind.
+        InputError: The file is missing or broken, or it holds no tokenizer that is supported.
+
+    Example:
+        >>> load_tokenizer("bytes").encode("Hé")  # é is two bytes in UTF-8
+        [72, 195, 169]
     """
     if str(source) == "bytes":
         return _bytes_tokenizer()
@@ -128,61 +123,64 @@ def _byte_symbols() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-def _gpt2_tokenizer(path: Path) -> Tokenizer:
+def _as_bytes(vocabulary: dict[str, int]) -> dict[bytes, int]:
+    """A vocabulary whose tokens are written in GPT-2's printable characters, with the bytes that they stand for."""
     symbols = _byte_symbols()
-    ranks = {bytes([b]): i for i, b in enumerate(symbols.values())}
+    return {bytes(symbols[c] for c in token): i for token, i in vocabulary.items()}
+
+
+def _gpt2_tokenizer(path: Path) -> Tokenizer:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file (byte {error.start}); expected GPT-2's merges.txt.") from error
+    # The ids 0-255 are the bytes. Then each line joins two earlier tokens into the token with the next id.
+    vocabulary = {symbol: i for i, symbol in enumerate(_byte_symbols())}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
-        try:
-            left, right = (bytes(symbols[c] for c in part) for part in line.rstrip("\r").split(" "))
-        except (KeyError, ValueError):
-            left = right = b""
-        if left not in ranks or right not in ranks or left + right in ranks:
+        left, _, right = line.partition(" ")
+        if left not in vocabulary or right not in vocabulary or left + right in vocabulary:
             raise InputError(
                 f"{path}, line {number}: {line[:40]!r} is not a merge of two earlier tokens.\n"
                 "Expected GPT-2's merges.txt (also named vocab.bpe), not vocab.json or tokenizer.json."
             )
-        ranks[left + right] = len(ranks)
-    if len(ranks) == 256:
+        vocabulary[left + right] = len(vocabulary)
+    end = len(vocabulary)
+    if end == 256:
         raise InputError(f"{path} holds no merges; expected GPT-2's merges.txt.")
-    end = len(ranks)
+    ranks, special = _as_bytes(vocabulary), {END_OF_TEXT: end}
     return Tokenizer(
-        tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: end}), end
+        tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special), end
     )
 
 
 def _gguf_tokenizer(path: Path) -> Tokenizer:
     metadata = read_gguf(path).metadata
+    keys = ("model", "pre", "tokens", "token_type", "merges", "eos_token_id")
     try:
-        model, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
-        tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-        merges, end = metadata["tokenizer.ggml.merges"], metadata["tokenizer.ggml.eos_token_id"]
+        model, pre, tokens, kinds, merges, end = (metadata[f"tokenizer.ggml.{key}"] for key in keys)
     except KeyError as error:
         raise InputError(f"{path} has no {error} in its metadata, so it holds no BPE tokenizer.") from error
     if model != "gpt2" or pre not in _GGUF_PATTERNS:
-        known = ", ".join(_GGUF_PATTERNS)
         raise InputError(
-            f"{path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; only gpt2 with {known}."
+            f"{path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; "
+            f"supported are gpt2 with {', '.join(_GGUF_PATTERNS)}."
         )
-    ordinary = [kind == 1 for kind in kinds]  # 1: normal token, 3: control, 4: user defined
-    symbols = _byte_symbols()
-    try:
-        ranks = {bytes(symbols[c] for c in t): i for i, t in enumerate(tokens) if ordinary[i]}
-        special = {t: i for i, t in enumerate(tokens) if not ordinary[i]}
-        ids = [ranks[bytes(symbols[c] for c in merge if c != " ")] for merge in merges]
-        # tiktoken ranks a merge by the id of its result; the file ranks it by its place in the list.
-        if any(a >= b for a, b in pairwise(ids)) or len(ids) != sum(len(t) > 1 for t in ranks):
-            raise InputError(f"{path}: token ids do not rise with the merges; this tokenizer is not supported.")
-        encoding = tiktoken.Encoding(
-            f"gguf-{pre}", pat_str=_GGUF_PATTERNS[pre], mergeable_ranks=ranks, special_tokens=special
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise InputError(f"{path}: its tokens, token types and merges do not fit together ({error!r}).") from error
     if not 0 <= end < len(tokens):
         raise InputError(f"{path}: the end token {end} is not in its vocabulary of {len(tokens)}.")
+    try:
+        # Token types (llama.cpp's `llama_token_type`): 1 is text; 3 and 4, control and user defined, are special.
+        vocabulary = {token: i for i, token in enumerate(tokens) if kinds[i] == 1}
+        special = {token: i for i, token in enumerate(tokens) if kinds[i] != 1}
+        ranks = _as_bytes(vocabulary)
+        # The file ranks a merge by its place in the list; tiktoken ranks it by the id of the token that it makes. Both
+        # choose the same merges if those ids increase along the list, and every token of two bytes or more is in it.
+        made = [vocabulary[merge.replace(" ", "")] for merge in merges]
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: its tokens, token types and merges do not fit together ({error!r}).") from error
+    if any(a >= b for a, b in pairwise(made)) or len(made) != sum(len(token) > 1 for token in ranks):
+        raise InputError(f"{path}: token ids do not increase with the merges; this tokenizer is not supported.")
+    pattern = _GGUF_PATTERNS[pre]
+    encoding = tiktoken.Encoding(f"gguf-{pre}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     return Tokenizer(encoding, special.get(END_OF_TEXT, end), end)

@@ -1,4 +1,4 @@
-"""A model in Hugging Face's layout, which transformers and this project (`model.weights=FOLDER`) read.
+"""Export to Hugging Face's layout, which transformers and this project (`model.weights=FOLDER`) read.
 
 The tokenizer is the base model's.
 """
@@ -8,17 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from instruct_lm.errors import InputError
+from instruct_lm.io.files import replacing, write_json
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.pretrained import LAYOUTS, pieces_of
 
 
-def hub_config(config: Any) -> dict[str, Any]:
-    """`config.json` of transformers for a `GPTConfig`.
+def hub_config(config: GPTConfig) -> dict[str, Any]:
+    """The content of transformers' `config.json` for a model.
 
     Raises:
-        InputError: a mixture of choices that is neither GPT-2 nor Llama.
+        InputError: The model is a mixture of choices that is neither GPT-2 nor Llama.
     """
     choices = (config.norm, config.position, config.activation, config.bias)
-    common = {"vocab_size": config.vocab_size, "tie_word_embeddings": True, "torch_dtype": "float32"}
+    common: dict[str, Any] = {"vocab_size": config.vocab_size, "bos_token_id": None, "eos_token_id": None}
+    common |= {"tie_word_embeddings": True, "torch_dtype": "float32"}
     if choices == ("layernorm", "learned", "gelu", True):
         return common | {
             "model_type": "gpt2",
@@ -30,8 +37,6 @@ def hub_config(config: Any) -> dict[str, Any]:
             "n_inner": config.inner,
             "layer_norm_epsilon": config.norm_eps,
             "activation_function": "gelu_new",
-            "bos_token_id": None,
-            "eos_token_id": None,
         }
     if choices == ("rmsnorm", "rotary", "swiglu", False):
         return common | {
@@ -46,42 +51,23 @@ def hub_config(config: Any) -> dict[str, Any]:
             "rms_norm_eps": config.norm_eps,
             "rope_theta": config.rope_base,
             "hidden_act": "silu",
-            "bos_token_id": None,
-            "eos_token_id": None,
         }
-    raise InputError(
-        f"model.norm, position, activation and bias are {choices}: neither GPT-2 nor Llama has these together"
-    )
+    raise InputError(f"model.norm, position, activation and bias are {choices}, which is neither GPT-2 nor Llama")
 
 
-def save_pretrained(model: Any, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json`, each whole or not at all.
+def save_pretrained(model: GPT, folder: Path) -> None:
+    """Write `model.safetensors` and `config.json`, each atomically.
 
     Args:
-        model: a `GPT` without adapters.
-        folder: where to; made if need be.
+        model: A model without adapters; its weights are written as float32.
+        folder: The destination, which is created if it does not exist.
+
+    Raises:
+        InputError: As for `hub_config`.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    from instruct_lm.io.files import write_json
-    from instruct_lm.model.pretrained import LAYOUTS, pieces_of
-
     config = hub_config(model.config)
-    layout = LAYOUTS[config["model_type"]]
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        start = 0
-        for piece in pieces_of(name, parameter.shape, layout, model.config):
-            rows = parameter.detach()[start : start + piece.shape[0]].to(torch.float32)
-            # the transposition of GPT-2's matrices is its own inverse; the layouts written here have no other
-            tensors[piece.name] = (rows if piece.transform is None else piece.transform(rows)).contiguous()
-            start += piece.shape[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "model.safetensors.part"
-    try:
+    pieces = pieces_of(model, LAYOUTS[config["model_type"]])
+    tensors = {piece.name: piece.values.to(torch.float32).reshape(piece.shape).contiguous() for piece in pieces}
+    with replacing(folder / "model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
-        part.replace(folder / "model.safetensors")
-    finally:
-        part.unlink(missing_ok=True)
     write_json(config, folder / "config.json")

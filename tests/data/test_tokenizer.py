@@ -208,8 +208,8 @@ def test_gguf_metadata_equals_the_writers(tmp_path):
         ({"pre": "qwen2"}, "pre-tokenizer 'qwen2' is not supported"),
         ({"eos": len(GGUF_TOKENS)}, "end token"),
         ({"merges": [*MERGES, "x y"]}, "do not fit together"),
-        ({"merges": MERGES[::-1]}, "do not rise"),
-        ({"merges": MERGES[:-1]}, "do not rise"),
+        ({"merges": MERGES[::-1]}, "do not increase"),
+        ({"merges": MERGES[:-1]}, "do not increase"),
         ({"tokens": [*GGUF_TOKENS, "日本"]}, "do not fit together"),
     ],
 )

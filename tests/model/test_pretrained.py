@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from instruct_lm.errors import InputError
 from instruct_lm.model.gpt import GPTConfig
-from instruct_lm.model.pretrained import load_pretrained
-from tests.model.conftest import CONFIGS
+from instruct_lm.model.pretrained import LAYOUTS, load_pretrained, pieces_of
+from tests.model.conftest import CONFIGS, random_model
 
 
 def reference(name: str) -> PreTrainedModel:
@@ -103,6 +103,29 @@ def test_gguf_equals_safetensors(tmp_path: Path) -> None:
     with torch.no_grad():
         ours = load_pretrained(CONFIGS["llama"], tmp_path / "model.gguf")(ids)
         torch.testing.assert_close(ours, theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layout", "name"), [("gpt2", "gpt2"), ("llama", "llama"), ("gguf", "llama")])
+def test_the_map_that_reads_also_writes(tmp_path: Path, layout: str, name: str) -> None:
+    model = random_model(CONFIGS[name])
+    pieces = list(pieces_of(model, LAYOUTS[layout]))
+    state = {piece.name: piece.values.reshape(piece.shape).clone().contiguous() for piece in pieces}
+    assert sum(tensor.numel() for tensor in state.values()) == sum(p.numel() for p in model.parameters())
+    save_file(state, tmp_path / "model.safetensors")  # the names decide the layout, not the container
+    loaded = load_pretrained(CONFIGS[name], tmp_path)
+    for ours, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(ours)), ours
+
+
+def test_gguf_pieces_are_in_the_order_of_llama_cpps_converter() -> None:
+    model = random_model(CONFIGS["llama"])
+    hub = {piece.name: piece.values for piece in pieces_of(model, LAYOUTS["llama"])}
+    gguf = {piece.name: piece.values.reshape(piece.shape) for piece in pieces_of(model, LAYOUTS["gguf"])}
+    for heads, part in ((model.config.n_head, "q"), (model.config.kv_heads, "k")):
+        rows = hub[f"model.layers.1.self_attn.{part}_proj.weight"]
+        # convert_hf_to_gguf.py, LlamaModel.permute
+        permuted = rows.reshape(heads, 2, len(rows) // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
+        assert torch.equal(gguf[f"blk.1.attn_{part}.weight"], permuted)
 
 
 def test_missing_extra_and_misshaped_tensors_are_all_listed(tmp_path: Path) -> None:
