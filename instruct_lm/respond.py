@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
-from typing import NamedTuple
-=======
-from typing import Any
->>>>>>> data
+from typing import Any, NamedTuple
 
 from instruct_lm.data.prompts import Example, PromptStyle, extract_response
 from instruct_lm.data.tokenizer import Tokenizer
@@ -17,14 +13,8 @@ from instruct_lm.model.generation import GREEDY, Sampling, generate, stream
 from instruct_lm.model.gpt import GPT
 
 
-<<<<<<< HEAD
 class Response(NamedTuple):
-    """What a model answered; a tuple, since Lightning cannot gather frozen dataclasses in `Trainer.predict`.
-=======
-@dataclass(frozen=True)
-class Response:
-    """A model's answer.
->>>>>>> data
+    """A model's answer; a tuple, since Lightning cannot gather frozen dataclasses in `Trainer.predict`.
 
     Attributes:
         text: The answer, without the response header and surrounding whitespace.
