@@ -43,6 +43,7 @@ def main(config: TrainConfig) -> None:
     from instruct_lm.commands import build
     from instruct_lm.training.callbacks import SampleResponses, Throughput
     from instruct_lm.training.memory import describe, free_memory, peak_memory
+    from instruct_lm.training.trainer import make_trainer
 
     started, last = time.perf_counter(), config.folder / LAST
     if config.resume and not last.is_file():
@@ -60,7 +61,7 @@ def main(config: TrainConfig) -> None:
     log.log(logging.INFO if fits else logging.WARNING, message)
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     throughput = Throughput()
-    trainer = build.build_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
+    trainer = make_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
     log.info("device: %s; output: %s", accelerator, shown(config.folder))
 
     try:

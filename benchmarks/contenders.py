@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.tasks import Row, model_conf
+from instruct_lm.config import model_config
 
 Losses = list[float]
 Seconds = list[float]
@@ -25,10 +26,9 @@ def train_ours(
     import torch
     from torch.utils.data import DataLoader
 
-    from instruct_lm.commands.build import gpt_config
     from instruct_lm.data.batching import collate
     from instruct_lm.fast import accelerate
-    from instruct_lm.model.gpt import GPT, store_matrices
+    from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
     from instruct_lm.model.lora import add_lora
     from instruct_lm.training.module import InstructionTuner
     from instruct_lm.training.optimizers import OptimizerSettings
@@ -45,7 +45,7 @@ def train_ours(
     ]
     base_dtype = getattr(torch, options.get("base_dtype", "float32"))
     with torch.device("meta"):
-        model = GPT(gpt_config(model_conf(size)))
+        model = GPT(GPTConfig.of(model_config(size)))
     store_matrices(model, base_dtype)  # as `load_pretrained` does
     model.to_empty(device="cpu").init_weights(0)
     model.activation_checkpointing = bool(options.get("activation_checkpointing"))
@@ -242,12 +242,11 @@ def _transformers_model(size: str) -> Any:
 
 def generate_ours(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
     """This project's batched generation, all prompts at once."""
-    from instruct_lm.commands.build import gpt_config
     from instruct_lm.fast import accelerate
     from instruct_lm.model.generation import generate
-    from instruct_lm.model.gpt import GPT
+    from instruct_lm.model.gpt import GPT, GPTConfig
 
-    model = GPT(gpt_config(model_conf(size))).init_weights(0)
+    model = GPT(GPTConfig.of(model_config(size))).init_weights(0)
     accelerate(model)
     generate(model, prompts[:2], max_new_tokens=2)
     start = time.perf_counter()

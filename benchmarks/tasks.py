@@ -25,14 +25,9 @@ class Row:
 @cache
 def model_conf(size: str) -> dict[str, Any]:
     """The sizes of a model, from `conf/model`."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from instruct_lm.config import model_config
 
-    from instruct_lm.commands.hydra_app import CONF, register
-
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", [f"model={size}"]).model, resolve=True)  # type: ignore[return-value]
+    return model_config(size).model_dump()
 
 
 @cache

@@ -15,6 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from instruct_lm.errors import InputError
 
+BUILT_IN = ("sample", "bytes")
+"""Sources that come with the package: the embedded entries, and the tokenizer of one token per byte."""
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -32,7 +35,7 @@ def _like(pattern: str, words: str) -> AfterValidator:
 def _absolute(source: str) -> str:
     """The absolute path of a local file or folder; other sources as they are."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if source not in ("sample", "bytes") and path.exists() else source
+    return str(path.resolve()) if source not in BUILT_IN and path.exists() else source
 
 
 Count = Annotated[int, Field(ge=1)]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
 
 from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.datamodule import InstructionDataModule
@@ -29,7 +24,6 @@ from instruct_lm.respond import Responder
 from instruct_lm.training.memory import TrainingMemory, largest_batch
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
-from instruct_lm.training.trainer import make_trainer
 
 
 def choose_accelerator(device: DeviceConfig) -> str:
@@ -68,16 +62,11 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
         InputError: It has more ids than the model has embeddings.
     """
     source = model.tokenizer
-    tokenizer = load_tokenizer(source if source == "bytes" else fetcher.fetch(source, sha256=model.tokenizer_sha256))
+    tokenizer = load_tokenizer(fetcher.fetch(source, sha256=model.tokenizer_sha256))
     if tokenizer.vocab_size > model.vocab_size:
         sizes = f"has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size}"
         raise InputError(f"model.tokenizer={source} {sizes} has room for fewer: give the model's own tokenizer.")
     return tokenizer
-
-
-def gpt_config(model: ModelConfig) -> GPTConfig:
-    """The sizes and choices of a model."""
-    return GPTConfig(**model.model_dump(include={field.name for field in fields(GPTConfig)}))
 
 
 def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
@@ -105,7 +94,7 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
             merge_lora(gpt)
         else:
             with torch.device("meta"):
-                gpt = GPT(gpt_config(config.model))
+                gpt = GPT(GPTConfig.of(config.model))
             gpt.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise InputError(f"{checkpoint} does not fit the run's configuration: {error}") from error
@@ -116,9 +105,11 @@ def _plain_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
     model, lora = config.model, config.lora
     base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
     if model.weights is None:
-        gpt = GPT(gpt_config(model)).init_weights(config.seed)
+        gpt = GPT(GPTConfig.of(model)).init_weights(config.seed)
     else:
-        gpt = load_pretrained(gpt_config(model), fetcher.fetch(model.weights, sha256=model.weights_sha256), base_dtype)
+        gpt = load_pretrained(
+            GPTConfig.of(model), fetcher.fetch(model.weights, sha256=model.weights_sha256), base_dtype
+        )
     if lora.rank:
         torch.manual_seed(config.seed)  # of the adapters' start
         add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)
@@ -166,29 +157,6 @@ def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> Instru
     return tuner
 
 
-def build_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Callback]) -> Trainer:
-    """Lightning's trainer of a training run."""
-    trainer, device = config.trainer, config.device
-    made = make_trainer(
-        config.folder,
-        callbacks,
-        accelerator=accelerator,
-        precision=device.precision,
-        max_epochs=trainer.max_epochs,
-        max_steps=trainer.max_steps,
-        val_interval=trainer.val_interval,
-        progress=trainer.progress,
-        devices=device.devices,
-        num_nodes=device.num_nodes,
-        strategy=device.strategy,
-        accumulate_grad_batches=trainer.accumulate,
-        gradient_clip_val=trainer.clip_norm,
-        log_every_n_steps=trainer.log_interval,
-    )
-    made.logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")  # type: ignore[union-attr]
-    return made
-
-
 def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> TrainingMemory:
     """What a training run will need, for a batch of its longest rows."""
     prefix, head_targets = 0, None
@@ -198,7 +166,7 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
         head_targets = CHUNK_SIZE
         prefix = len(data.tokenizer.encode_special(data.style.opening)) if config.data.layout == "packed" else 0
     return TrainingMemory(
-        gpt_config(config.model),
+        GPTConfig.of(config.model),
         *largest_batch(data.train.encoded.lengths, config.data.batch_size, prefix),
         lora_rank=config.lora.rank,
         base_bytes=2 if config.lora.base_dtype == "bfloat16" else 4,

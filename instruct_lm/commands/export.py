@@ -25,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(options: argparse.Namespace) -> None:
     from instruct_lm.commands import build, runs
     from instruct_lm.export.huggingface import hub_config, save_pretrained
+    from instruct_lm.model.gpt import GPTConfig
 
     checkpoint = runs.checkpoint_path(options.run, options.checkpoint)
     config = runs.load_run_config(options.run).model_copy(update={"fast": False})  # plain layers are what is written
-    hub_config(build.gpt_config(config.model))  # refuses what the layout cannot hold before anything is loaded
+    hub_config(GPTConfig.of(config.model))  # refuses what the layout cannot hold before anything is loaded
     save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), options.folder)
     names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
     print(f"written to {options.folder}: {names}")

@@ -162,9 +162,9 @@ class InstructionDataModule(pl.LightningDataModule):
 
     def _local(self) -> str | Path | Sequence[Mapping[str, Any]]:
         """The source as a local file, or unchanged if there is nothing to download."""
-        if self.source == "sample" or not isinstance(self.source, (str, Path)):
-            return self.source
-        return self.fetcher.fetch(str(self.source), sha256=self.sha256)
+        if isinstance(self.source, (str, Path)):
+            return self.fetcher.fetch(str(self.source), sha256=self.sha256)
+        return self.source
 
     def _encode(self, name: str) -> BatchDataset:
         examples, settings = getattr(self.splits, name), (self.max_length, self.overlong, self.cache_dir)

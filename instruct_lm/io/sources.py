@@ -27,6 +27,7 @@ from urllib.parse import quote, urlsplit
 
 from filelock import FileLock, Timeout
 
+from instruct_lm.config import BUILT_IN
 from instruct_lm.errors import InputError
 from instruct_lm.io.credentials import bearer_auth, read_secret
 from instruct_lm.io.download import Download, DownloadError, DownloadSettings, shown_url
@@ -119,7 +120,7 @@ class Fetcher(DownloadSettings):
             raise InputError(f"mirror={self.mirror!r}: must be null or a URL, which replaces `https://` in sources")
 
     def fetch(self, source: str, *, sha256: str | None = None, size: int | None = None) -> Path:
-        """Return the path of a local source, or of the cached file of a remote one, after fetching it if necessary.
+        """Return the path of a local source, or of a remote one's cached file, after fetching it if necessary.
 
         A cached file with another hash or size than expected stays until its replacement is fetched and verified.
 
@@ -136,6 +137,8 @@ class Fetcher(DownloadSettings):
         sha256 = sha256.lower() if sha256 else None
         if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
             raise InputError(f"sha256={sha256!r} of {source}: must be 64 hex digits, or null")
+        if source in BUILT_IN:
+            return Path(source)
         remote = parse_source(source)
         if isinstance(remote, Path):
             if sha256 or size is not None:

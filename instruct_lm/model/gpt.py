@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -70,6 +70,11 @@ class GPTConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
 
+    @classmethod
+    def of(cls, settings: object) -> GPTConfig:
+        """The sizes and choices among an object's attributes."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
     @property
     def kv_heads(self) -> int:
         """Number of key and value heads."""
@@ -87,12 +92,7 @@ class GPTConfig:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions (https://arxiv.org/abs/2104.09864) to two halves, the order of Hugging Face's Llama.
-
-    Args:
-        x: (..., heads, D).
-        cos, sin: (..., 1, D / 2).
-    """
+    """Rotate x, (..., heads, D), by its positions (https://arxiv.org/abs/2104.09864), in two halves as HF's Llama."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -187,8 +187,7 @@ class GPT(nn.Module):
         activation_checkpointing: Compute each block again in the backward pass instead of keeping its activations.
 
     Example:
-        >>> model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32))
-        >>> model(torch.zeros(3, 5, dtype=torch.long)).shape
+        >>> GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32))(torch.zeros(3, 5, dtype=torch.long)).shape
         torch.Size([3, 5, 257])
     """
 
@@ -207,8 +206,7 @@ class GPT(nn.Module):
     def init_weights(self, seed: int | None = None) -> GPT:
         """Fill the weights as GPT-2 did: N(0, 0.02²), residual projections smaller by 1 / sqrt(2 n_layer).
 
-        Args:
-            seed: Of the draws; None: torch's global random state.
+        With a ``seed``, torch's global random state is neither used nor changed.
         """
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():

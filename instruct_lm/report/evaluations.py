@@ -172,7 +172,7 @@ def _training_split(key: str) -> list[Example] | None:
     source = data["source"]
     fetcher = Fetcher(Path(cache_dir).expanduser() if cache_dir else None, offline=True, mirror=mirror)
     try:
-        path = source if source == "sample" else fetcher.fetch(source, sha256=data["sha256"])
+        path = fetcher.fetch(source, sha256=data["sha256"])
         examples = load_examples(path, data["limit"])
     except (InputError, DownloadError):
         return None

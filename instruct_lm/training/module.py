@@ -82,17 +82,12 @@ class InstructionTuner(pl.LightningModule):
             DownloadError: The files cannot be fetched.
         """
         settings, fetcher = model_config(name), Fetcher(cache_dir)
-        sizes = GPTConfig(**{field: getattr(settings, field) for field in GPTConfig.__dataclass_fields__})
-        tokenizer = load_tokenizer(
-            fetcher.fetch(settings.tokenizer, sha256=settings.tokenizer_sha256)
-            if settings.tokenizer != "bytes"
-            else "bytes"
-        )
-        model = (
-            load_pretrained(sizes, fetcher.fetch(settings.weights, sha256=settings.weights_sha256))
-            if settings.weights
-            else GPT(sizes)
-        )
+        tokenizer = load_tokenizer(fetcher.fetch(settings.tokenizer, sha256=settings.tokenizer_sha256))
+        if settings.weights is None:
+            model = GPT(GPTConfig.of(settings))
+        else:
+            weights = fetcher.fetch(settings.weights, sha256=settings.weights_sha256)
+            model = load_pretrained(GPTConfig.of(settings), weights)
         return cls(model, Responder(model, tokenizer, get_style(style), max_new_tokens), optimizer)
 
     @property  # type: ignore[misc]  # Lightning's own can be set

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from instruct_lm.config import TrainConfig
 from instruct_lm.io.run_files import BEST, LAST
 from instruct_lm.training.callbacks import ProgressBar, StopIfDiverged, ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast
@@ -36,53 +37,40 @@ def default_precision(accelerator: str) -> Literal["32-true", "bf16-mixed", "16-
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def make_trainer(
-    output_dir: Path,
-    callbacks: Sequence[Callback] = (),
-    *,
-    accelerator: str = "cpu",
-    precision: Any = None,
-    max_epochs: int | None = None,
-    max_steps: int | None = None,
-    val_interval: float = 0.5,
-    progress: bool = True,
-    **options: Any,
-) -> pl.Trainer:
-    """Make a trainer that writes TensorBoard events, `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
+def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Callback]) -> pl.Trainer:
+    """Make the trainer of a run, which writes TensorBoard events, `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
 
     Args:
-        output_dir: The run's folder.
-        callbacks: Callbacks besides those for divergence, validation and checkpoints; they come first.
+        config: The run's configuration.
         accelerator: ``cpu``, ``gpu`` or ``mps``.
-        precision: As for Lightning; None: `default_precision`.
-        max_epochs, max_steps: Limits of training; None: no such limit.
-        val_interval: Epochs between validations.
-        progress: Show progress bars.
-        **options: For `lightning.pytorch.Trainer`.
+        callbacks: Callbacks besides those for progress, divergence, validation and checkpoints; they come first.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
+    settings, device, folder = config.trainer, config.device, config.folder
+    own = [StopIfDiverged(), ValidateEvery(settings.val_interval), SaveLast(folder / LAST), SaveBest(folder / BEST)]
+    logger = TensorBoardLogger(folder, name=None, version="tensorboard", default_hp_metric=False)
+    logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
+    precision: Any = device.precision or default_precision(accelerator)
     return pl.Trainer(
         accelerator=accelerator,
-        precision=precision or default_precision(accelerator),
-        max_epochs=-1 if max_epochs is None else max_epochs,
-        max_steps=-1 if max_steps is None else max_steps,
-        logger=TensorBoardLogger(output_dir, name=None, version="tensorboard", default_hp_metric=False),
-        callbacks=[
-            *callbacks,
-            StopIfDiverged(),
-            ValidateEvery(val_interval),
-            SaveLast(output_dir / LAST),
-            SaveBest(output_dir / BEST),
-            *([ProgressBar()] if progress else []),
-        ],
+        devices=device.devices,
+        num_nodes=device.num_nodes,
+        strategy=device.strategy,
+        precision=precision,
+        max_epochs=-1 if settings.max_epochs is None else settings.max_epochs,
+        max_steps=-1 if settings.max_steps is None else settings.max_steps,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip_norm,
+        log_every_n_steps=settings.log_interval,
+        logger=logger,
+        callbacks=[*callbacks, *own, *([ProgressBar()] if settings.progress else [])],
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares out the rows itself
         enable_model_summary=False,
-        enable_progress_bar=progress,
-        **options,
+        enable_progress_bar=settings.progress,
     )
 
 
@@ -103,11 +91,7 @@ def record_hparams(trainer: pl.Trainer, settings: Mapping[str, Any], metrics: Ma
 def losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """The validation losses before and after training as a small table."""
     rows = [f"{'':17}{'before':>10}{'after':>10}"]
-    for name, key in (
-        ("validation loss", "val/loss"),
-        ("  response only", "val/response_loss"),
-        ("perplexity", "val/perplexity"),
-        ("  response only", "val/response_perplexity"),
-    ):
-        rows.append(f"{name:17}{before[key]:10.3f}{after[key]:10.3f}")
+    for name, key in (("validation loss", "loss"), ("perplexity", "perplexity")):
+        for words, measure in ((name, f"val/{key}"), ("  response only", f"val/response_{key}")):
+            rows.append(f"{words:17}{before[measure]:10.3f}{after[measure]:10.3f}")
     return "\n".join(rows)
