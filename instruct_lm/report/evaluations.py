@@ -75,9 +75,9 @@ class Evaluation:
 
     @cached_property
     def seen(self) -> list[int] | None:
-        """Places of the entries whose instruction and input are in the training split too; None: unknown.
+        """Places of the entries whose instruction and input are also in the training split; None if unknown.
 
-        For an untuned model it is the training split that its configuration describes.
+        For an untuned model, this is the training split that its configuration describes.
         """
         if "data" not in self.config:
             return None
@@ -217,7 +217,7 @@ def _read(path: Path, kind: type = dict, required: bool = True) -> Any:
         reason = getattr(error, "strerror", None) or f"it is not valid {path.suffix[1:].upper()} ({error})"
         raise InputError(f"{path} cannot be read: {reason}. Run evaluate.py again.") from error
     if not isinstance(value, kind):
-        raise InputError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}. Run evaluate.py again.")
+        raise InputError(f"{path} must hold {'an object' if kind is dict else 'a list'}. Run evaluate.py again.")
     return value
 
 
@@ -246,9 +246,7 @@ def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
             continue
     done = [scored[i] for i in range(n) if i in scored]
     if len(done) < n:
-        raise InputError(
-            f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run evaluate.py again."
-        )
+        raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run it again.")
     return dict(zip(METRICS, np.array(done).reshape(n, len(METRICS)).T, strict=True))
 
 

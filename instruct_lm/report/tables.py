@@ -19,10 +19,7 @@ _DIFFERENCES_NOTE = (
     "Mean difference [95% interval] over the same entries. p: of the score (of chrF without one), adjusted for the "
     "number of rows (Holm). Entries needed: to show the difference seen at the 5% level, power 80%."
 )
-_SEEN_NOTE = (
-    "Same instruction and input, whatever their case and spacing. For an untuned model: of the training split that its "
-    "configuration describes."
-)
+_SEEN_NOTE = "Same instruction and input, ignoring case and spacing; for an untuned model, by its configuration."
 _RUNS_NOTE = (
     "Losses per token, before → after training. The validation loss uses the run's own token weights; the response "
     "loss is the same measure for all runs. Minutes: of the training steps alone."
@@ -99,7 +96,7 @@ def differences_tables(comparison: Comparison) -> list[Table]:
 
 
 def seen_table(comparison: Comparison) -> Table:
-    """Scores of the test entries that are in the training split too, apart from the others."""
+    """Scores of the test entries that are also in the training split, apart from the others."""
     metric, rows = comparison.headline, []
     for setting in comparison.settings:
         if not setting.runs[0].seen:
