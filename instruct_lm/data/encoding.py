@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class EncodedExample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EncodedDataset:
+class EncodedDataset(Sequence[EncodedExample]):
     """All encoded entries in one flat array; 52,000 of them take about 30 MB.
 
     Rows follow each other without padding, and ``offsets`` says where each begins; see the example.
@@ -70,13 +70,10 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    def __getitem__(self, index: int) -> EncodedExample:
+    def __getitem__(self, index: int) -> EncodedExample:  # type: ignore[override]  # no slices
         row = range(len(self))[index]  # accepts negative indices; raises IndexError past the end
         ids = self.input_ids[self.offsets[row] : self.offsets[row + 1]]
         return EncodedExample(ids, int(self.prompt_lengths[row]), self.header_length)
-
-    def __iter__(self) -> Iterator[EncodedExample]:
-        return (self[i] for i in range(len(self)))
 
     @property
     def lengths(self) -> np.ndarray:

@@ -38,8 +38,7 @@ class Tokenizer:
         self.end_of_text = end_of_text
         self.stop_tokens = frozenset({end_of_text, end_of_text if end_of_turn is None else end_of_turn})
         self.vocab_size = encoding.n_vocab
-        ranks = encoding._mergeable_ranks
-        self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in ranks)
+        self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in encoding._mergeable_ranks)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,7 +79,7 @@ class Tokenizer:
             return self.encoding.decode([int(i) for i in ids])
         except (KeyError, OverflowError) as error:
             raise InputError(
-                f"a token id is outside the vocabulary of {self.name} (0-{self.vocab_size - 1}): {error}."
+                f"token id outside the vocabulary of {self.name} ({self.vocab_size} ids): {error}"
             ) from error
 
 
