@@ -42,7 +42,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides the ids. Two files with the same vocabulary have the same one."""
+        """A hash of everything that decides the ids. Files with the same vocabulary have the same hash."""
         ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
         parts = (self.encoding._pat_str, sorted(self.encoding._special_tokens.items()), self.end_of_text, ranks)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -78,9 +78,7 @@ class Tokenizer:
         try:
             return self.encoding.decode([int(i) for i in ids])
         except (KeyError, OverflowError) as error:
-            raise InputError(
-                f"token id outside the vocabulary of {self.name} ({self.vocab_size} ids): {error}"
-            ) from error
+            raise InputError(f"id outside the vocabulary of {self.name} ({self.vocab_size} ids): {error}") from error
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
