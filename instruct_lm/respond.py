@@ -1,7 +1,5 @@
 """Answers to instructions: prompt → tokens → text. Training samples, evaluation and chat use this module."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

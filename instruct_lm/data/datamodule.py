@@ -1,7 +1,5 @@
 """From a data source to batches, as a LightningDataModule."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -103,7 +101,7 @@ class InstructionDataModule(pl.LightningDataModule):
         self.prompt_loss_weight, self.mask_header = prompt_loss_weight, mask_header
         self.train_fraction, self.test_fraction, self.shuffle, self.seed = train_fraction, test_fraction, shuffle, seed
         self.batch_size, self.group_by_length = batch_size, group_by_length
-        # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
+        # Training could take block_size + 1 tokens, since a row's last token is no input; generation needs its place.
         self.max_length, self.overlong = max_length or block_size, overlong
         self.num_workers, self.limit, self.cache_dir = num_workers, limit, cache_dir
 
@@ -120,12 +118,7 @@ class InstructionDataModule(pl.LightningDataModule):
         Raises:
             InputError: Entries are malformed, a split is empty, or none of its entries can be used.
         """
-        needed = {
-            "fit": ("train", "validation"),
-            "validate": ("validation",),
-            "test": ("test",),
-            "predict": ("splits",),
-        }
+        needed = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["splits"]}
         for name in needed.get(stage or "", Splits._fields):
             getattr(self, name)  # a cached property: computed now, kept for later
 
@@ -138,11 +131,10 @@ class InstructionDataModule(pl.LightningDataModule):
         """
         examples = load_examples(self._local(), self.limit)
         splits = split(examples, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
-        sizes = (len(splits.train), len(splits.test), len(splits.validation))
-        log.info("data: %d entries: train %d, test %d, validation %d", len(examples), *sizes)
+        log.info("data: %d entries: train %d, test %d, validation %d", len(examples), *map(len, splits))
         if duplicates := duplicates_between(splits):
-            example = duplicates[0].example.instruction
-            log.warning("%d entries are in more than one split, for example: %s", len(duplicates), example)
+            first = duplicates[0].example.instruction
+            log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), first)
         return splits
 
     @cached_property
@@ -172,11 +164,10 @@ class InstructionDataModule(pl.LightningDataModule):
             encoded = encode_cached(examples, self.tokenizer, self.style, *settings)
         except InputError as error:
             raise InputError(f"{name} split: {error}") from error
-        if encoded.dropped or encoded.truncated:
+        if too_long := encoded.dropped + encoded.truncated:
             log.warning(
                 "%s split: %d of %d entries are longer than %d tokens: %d dropped, %d truncated (data.overlong=%s)",
-                *(name, encoded.dropped + encoded.truncated, len(examples), self.max_length),
-                *(encoded.dropped, encoded.truncated, self.overlong),
+                *(name, too_long, len(examples), self.max_length, encoded.dropped, encoded.truncated, self.overlong),
             )
         return BatchDataset(encoded, self.prompt_loss_weight, self.mask_header)
 

@@ -5,7 +5,6 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,8 +158,7 @@ def split(
     return Splits(order[:train], order[train : train + test], order[train + test :])
 
 
-@dataclass(frozen=True)
-class Duplicate:
+class Duplicate(NamedTuple):
     """A pair of instruction and input that occurs in more than one split.
 
     Attributes:

@@ -5,8 +5,6 @@ micro-batch. The plan hands it to each batch. So the loss of a step is a ratio o
 the number of processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
@@ -98,10 +96,8 @@ class StepSampler(Sampler[MicroBatch]):
 
     def _steps(self) -> list[np.ndarray]:
         """The rows of each optimizer step of the epoch, for all processes together."""
-        order = np.arange(len(self.lengths))
         rng = np.random.default_rng((self.seed, self.epoch))
-        if self.shuffle:
-            rng.shuffle(order)
+        order = rng.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
         if self.group_by_length:
             order = order[np.argsort(self.lengths[order], kind="stable")]
         steps = np.split(order, range(self._step_size, len(order), self._step_size))

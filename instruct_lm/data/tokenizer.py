@@ -38,12 +38,11 @@ class Tokenizer:
         self.end_of_text = end_of_text
         self.stop_tokens = frozenset({end_of_text, end_of_text if end_of_turn is None else end_of_turn})
         self.vocab_size = encoding.n_vocab
-        ranks = encoding._mergeable_ranks
-        self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in ranks)
+        self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in encoding._mergeable_ranks)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides the ids. Two files with the same vocabulary have the same one."""
+        """A hash of everything that decides the ids. Files with the same vocabulary have the same hash."""
         ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
         parts = (self.encoding._pat_str, sorted(self.encoding._special_tokens.items()), self.end_of_text, ranks)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -79,9 +78,7 @@ class Tokenizer:
         try:
             return self.encoding.decode([int(i) for i in ids])
         except (KeyError, OverflowError) as error:
-            raise InputError(
-                f"a token id is outside the vocabulary of {self.name} (0-{self.vocab_size - 1}): {error}."
-            ) from error
+            raise InputError(f"id outside the vocabulary of {self.name} ({self.vocab_size} ids): {error}") from error
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

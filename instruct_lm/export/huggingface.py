@@ -3,8 +3,6 @@
 The tokenizer is the base model's.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

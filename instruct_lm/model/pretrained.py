@@ -4,8 +4,6 @@ The reader takes Hugging Face safetensors (GPT-2 and Llama) and GGUF files. It c
 needs the memory of the model and of its largest tensor.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -145,10 +143,9 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
     model.to_empty(device="cpu")
     for piece in pieces_of(model, layout):
         piece.values.copy_(torch.as_tensor(checkpoint[piece.name].read()).view(piece.values.shape))
-    if layout.head in checkpoint:
-        head = torch.as_tensor(checkpoint[layout.head].read(), dtype=matrix_dtype)
-        if not torch.equal(head, model.wte.weight):
-            raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
+    head = checkpoint.get(layout.head)
+    if head and not torch.equal(torch.as_tensor(head.read(), dtype=matrix_dtype), model.wte.weight):
+        raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
     return model
 
 
@@ -201,8 +198,9 @@ def _recognise(checkpoint: dict[str, _Stored], config: GPTConfig, path: Path) ->
                     f"its tensors are named {layout.block.format(0)}…"
                 )
             return layout
-    some = ", ".join(list(checkpoint)[:5])
-    raise InputError(f"{path} has neither GPT-2's, Llama's nor GGUF's tensor names; its first tensors are {some}")
+    raise InputError(
+        f"{path} has neither GPT-2's, Llama's nor GGUF's tensor names but {', '.join(list(checkpoint)[:5])}"
+    )
 
 
 def _check(checkpoint: dict[str, _Stored], expected: dict[str, tuple[int, ...]], head: str, path: Path) -> None:

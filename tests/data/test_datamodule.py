@@ -73,6 +73,11 @@ def test_a_step_without_weight_names_its_rows() -> None:
         next(iter(sampler))
 
 
+def test_fewer_rows_than_processes_are_an_error() -> None:
+    with pytest.raises(InputError, match="2 entries are too few for 3 processes"):
+        samplers(2, 3, batch_size=1)
+
+
 def entries(n: int) -> list[dict[str, str]]:
     return [{"instruction": f"Say {i}.", "input": "", "output": f"{i}, of course."} for i in range(n)]
 
