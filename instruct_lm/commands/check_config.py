@@ -81,7 +81,7 @@ def find_faults(kind: type[Group], values: Values, partial: bool = False) -> dic
         names, fault = [str(name) for name in detail["loc"]], detail["type"]
         if fault == "missing":
             missing.append(".".join(names))
-        elif fault == "extra_forbidden":
+        elif fault in ("extra_forbidden", "invalid_key"):
             key = ".".join(names)
             faults[key] = f"{key}: {no_such_key(kind, key)}"
         else:
@@ -94,7 +94,9 @@ def find_faults(kind: type[Group], values: Values, partial: bool = False) -> dic
             value = detail["input"]
             if isinstance(value, (bool, list)) or value is None:
                 value = json.dumps(value, separators=(",", ":")).replace('"', "")  # as the user types it
-            faults.setdefault(key, f"{key}={value} must be {_WORDS[fault].format(**context)}{or_null}.")
+            faults.setdefault(
+                key, f"{key}={value} must be {_WORDS.get(fault, 'another value').format(**context)}{or_null}."
+            )
     if missing and not partial:
         faults[missing[0]] = f"No value for {', '.join(missing)}."
     return faults
@@ -130,7 +132,7 @@ def flatten(values: Values, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
 
 

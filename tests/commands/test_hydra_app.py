@@ -133,7 +133,7 @@ def test_one_frame_of_ours_lies_between_hydra_and_main(command: Any) -> None:
         frames.extend(frame.name for frame in stack if Path(frame.filename).is_relative_to(ROOT / "instruct_lm"))
 
     assert command("train", "output_dir=run", main=main)[0] == 0
-    assert frames == ["recorded"]  # the job, named after what it wraps
+    assert frames == ["job"]
 
 
 def test_a_bug_while_handling_bad_input_is_still_a_bug(command: Any) -> None:

@@ -95,6 +95,7 @@ def test_what_is_no_run_folder_is_described(run: Any, command: Any) -> None:
         (b"seed: 1", "No value for .*trainer"),
         (b"", "No value for .*seed"),
         (b"- 1", "it is a list"),
+        (b"1: 2", "1: there is no such key"),
     ],
 )
 def test_a_damaged_configuration_is_named(run: Any, content: bytes, message: str) -> None:
