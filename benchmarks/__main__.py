@@ -214,7 +214,7 @@ def tokens(args: argparse.Namespace) -> Tables:
 
 def agreement(_: argparse.Namespace) -> Tables:
     """Judges against GPT-4, on the book's example answers and the scores that its repository publishes with them."""
-    from instruct_lm.evaluation import metrics
+    from instruct_lm.evaluation import statistics as ours
     from instruct_lm.evaluation.judges.reference import ReferenceJudge
     from instruct_lm.io.sources import Fetcher
 
@@ -230,7 +230,7 @@ def agreement(_: argparse.Namespace) -> Tables:
         n = len(gpt4) if len(llama3) == len(gpt4) else 97
         for name, scores in (("reference", reference), ("Llama 3 8B", llama3)):
             row = {"answers": model, "judge": name, "entries": n}
-            table.append({**row, **{key: f"{r:.3f}" for key, r in metrics.agreement(scores[:n], gpt4[:n]).items()}})
+            table.append({**row, **{key: f"{r:.3f}" for key, r in ours.agreement(scores[:n], gpt4[:n]).items()}})
     yield "agreement with GPT-4", table
 
 
