@@ -78,7 +78,8 @@ def main(config: TrainConfig) -> None:
 
     summary = {
         "model": config.model.name,
-        **tuner.sizes,
+        "parameters": sum(p.numel() for p in tuner.model.parameters()),
+        "trained_parameters": sum(p.numel() for p in tuner.model.parameters() if p.requires_grad),
         "entries": {name: len(part) for name, part in data.splits._asdict().items()},
         "prompt_loss_weight": data.prompt_loss_weight,
         "epochs": trainer.current_epoch,
@@ -116,12 +117,11 @@ def summarise(config: TrainConfig, trainer: Trainer, summary: dict[str, Any]) ->
     swept = {key: operator.attrgetter(key)(config) for key in SWEPT}
     record_hparams(trainer, {**swept, "prompt_loss_weight": summary["prompt_loss_weight"]}, summary["after"])
     write_json(summary, config.folder / SUMMARY)
-    log.info("\n%s\n", losses_table(summary["before"], summary["after"]))
-    log.info(
-        "%d steps, %.0f s in all, %.0f s of training: %s tokens/s, peak memory %.2f GB",
-        *(summary[key] for key in ("steps", "seconds", "train_seconds")),
-        *(f"{summary['tokens_per_second']:,.0f}", summary["peak_memory_gb"]),
+    cost = (
+        "%(steps)d steps, %(seconds).0f s in all, %(train_seconds).0f s of training: %(tokens_per_second).0f tokens/s"
     )
+    log.info("\n%s\n", losses_table(summary["before"], summary["after"]))
+    log.info(f"{cost}, peak memory %(peak_memory_gb).2f GB", summary)
 
 
 def finish(config: TrainConfig) -> None:

@@ -86,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         hidden_grad = torch.empty_like(hidden) if of_hidden else None
-        head_grad = torch.empty_like(head) if of_head else None
+        head_grad = torch.zeros_like(head) if of_head else None
         losses = hidden.new_empty(len(labels), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             matrix = head if head.itemsize < dtype.itemsize else head.to(dtype)
@@ -106,8 +106,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad = grad.scatter_add_(1, targets, -weight).to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[piece] = _times_head(grad, matrix, transposed=True)
-                if head_grad is not None:
-                    _accumulate(head_grad, grad.T, inputs, first=start == 0)
+                if head_grad is not None and head_grad.dtype == dtype:
+                    head_grad.addmm_(grad.T, inputs)
+                elif head_grad is not None:
+                    head_grad += grad.T @ inputs
         ctx.grads, ctx.head = (hidden_grad, head_grad), head
         ctx.mark_non_differentiable(losses)
         return (weights * losses).sum(), losses
@@ -134,16 +136,6 @@ def _times_head(x: Tensor, head: Tensor, transposed: bool = False) -> Tensor:
     for i in starts:
         out[:, i : i + HEAD_PART] = product(x, head[i : i + HEAD_PART].to(x.dtype))
     return out
-
-
-def _accumulate(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """``total`` = or += ``left @ right``."""
-    if total.dtype == left.dtype:
-        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
-    elif first:
-        total.copy_(left @ right)
-    else:
-        total.add_(left @ right)
 
 
 def _adds_in_place(weight: Tensor) -> bool:

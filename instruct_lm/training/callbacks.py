@@ -36,15 +36,11 @@ class Throughput(Callback):
         """Say where training begins."""
         log.info("training: from step %d", trainer.global_step)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the rate of this micro-batch."""
         seconds = time.perf_counter() - self._since
         self.tokens, self.seconds = self.tokens + batch.n_tokens, self.seconds + seconds
@@ -119,9 +115,7 @@ class ValidateEvery(Callback):
     def __init__(self, interval: float) -> None:
         self.interval = interval
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Decide whether a validation follows this batch."""
         batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
         done, start = batch_idx + 1, batch_idx // accumulated * accumulated  # `start`: of this optimizer step

@@ -104,13 +104,6 @@ class InstructionTuner(pl.LightningModule):
         """
         return self._responder().tokenizer
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Numbers of all and of trained parameters."""
-        parameters = list(self.model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained}
-
     def answer(self, instruction: str, input: str = "") -> str:
         """Answer one instruction with the weights as they are now."""
         return self._responder().answer([Example(instruction, input, "")])[0].text
