@@ -94,9 +94,8 @@ def find_faults(kind: type[Group], values: Values, partial: bool = False) -> dic
             value = detail["input"]
             if isinstance(value, (bool, list)) or value is None:
                 value = json.dumps(value, separators=(",", ":")).replace('"', "")  # as the user types it
-            faults.setdefault(
-                key, f"{key}={value} must be {_WORDS.get(fault, 'another value').format(**context)}{or_null}."
-            )
+            words = _WORDS.get(fault, "another value").format(**context)
+            faults.setdefault(key, f"{key}={value} must be {words}{or_null}.")
     if missing and not partial:
         faults[missing[0]] = f"No value for {', '.join(missing)}."
     return faults

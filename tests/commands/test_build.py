@@ -43,6 +43,18 @@ def test_a_seed_decides_random_weights_and_adapters() -> None:
         assert not torch.equal(first[name], other[name])
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_every_built_model_is_accelerated_unless_fast_is_false(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    accelerated: list[GPT] = []
+    monkeypatch.setattr("instruct_lm.fast.accelerate", accelerated.append)
+    values = config(f"fast={str(fast).lower()}")
+    built = model(values)
+    loaded = build.load_trained(values, save(tmp_path / "best.ckpt", built.state_dict()), FETCHER)
+    assert accelerated == ([built, loaded] if fast else [])
+
+
 def test_a_checkpoint_of_the_model_is_loaded(tmp_path: Path) -> None:
     values = config()
     trained = model(values.model_copy(update={"seed": 7}))
