@@ -95,8 +95,8 @@ class InstructionTuner(pl.LightningModule):
         )
         return cls(model, Responder(model, tokenizer, get_style(style), max_new_tokens), optimizer)
 
-    @property
-    def strict_loading(self) -> bool:  # type: ignore[override]  # Lightning's own can be set
+    @property  # type: ignore[misc]  # Lightning's own can be set
+    def strict_loading(self) -> bool:
         """Whether a checkpoint must hold all parameters; with a frozen base it holds the trained ones alone."""
         return all(parameter.requires_grad for parameter in self.parameters())
 
