@@ -1,1 +1,1 @@
-"""From a file of instruction entries to packed batches."""
+"""From a file of instruction entries to batches."""
