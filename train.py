@@ -6,6 +6,8 @@ import json
 import logging
 import operator
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from instruct_lm.commands.hydra_app import hydra_command
@@ -24,10 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SWEPT = (
-    *("model.name", "prompt.style", "mask_instructions", "mask_header", "seed", "optimizer.lr"),
-    *("optimizer.weight_decay", "data.batch_size", "trainer.accumulate", "lora.rank"),
-)
+SWEPT = ["model.name", "prompt.style", "mask_instructions", "mask_header", "seed", "data.batch_size", "lora.rank"]
+SWEPT += ["optimizer.lr", "optimizer.weight_decay", "trainer.accumulate"]
 """What a sweep may vary, for TensorBoard's HParams."""
 
 
@@ -64,17 +64,12 @@ def main(config: TrainConfig) -> None:
     trainer = make_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
     log.info("device: %s; output: %s", accelerator, shown(config.folder))
 
-    try:
+    with stop_explained(config, trainer):
         before = validate_before(config, trainer, tuner, data)
         trainer.fit(tuner, data, ckpt_path=last if config.resume else None, weights_only=bool(config.resume) or None)
         after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
         if not after:  # the run was stopped between its last step and its summary
             after = dict(trainer.validate(tuner, data, verbose=False)[0])
-    except SystemExit as stopped:  # Lightning ends so after Ctrl-C
-        if not last.is_file():
-            raise RunError("Stopped before the first checkpoint: there is nothing to resume.") from stopped
-        command = f"python train.py resume={shown(config.folder)}"
-        raise RunError(f"Stopped after step {trainer.global_step}. Continue with: {command}") from stopped
 
     summary = {
         "model": config.model.name,
@@ -93,6 +88,18 @@ def main(config: TrainConfig) -> None:
     }
     summarise(config, trainer, summary)
     finish(config)
+
+
+@contextmanager
+def stop_explained(config: TrainConfig, trainer: Trainer) -> Iterator[None]:
+    """Turn Lightning's end after Ctrl-C into a message that says how to continue."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if not (config.folder / LAST).is_file():
+            raise RunError("Stopped before the first checkpoint: there is nothing to resume.") from stopped
+        command = f"python train.py resume={shown(config.folder)}"
+        raise RunError(f"Stopped after step {trainer.global_step}. Continue with: {command}") from stopped
 
 
 def validate_before(

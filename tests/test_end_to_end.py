@@ -52,8 +52,9 @@ def read(path: Path) -> Any:
 
 
 def at_least(step: int) -> Callable[[str], bool]:
-    """Whether a progress bar of 128 steps stands there."""
-    return lambda text: any(int(n) >= step for n in re.findall(r"(\d+)/128 \[", text[-200:]))
+    """Whether the progress bar of epochs of 64 steps stands there."""
+    bar = re.compile(r"Epoch (\d+):[^\r\n]*? (\d+)/64 \[")
+    return lambda text: any(64 * int(epoch) + int(n) >= step for epoch, n in bar.findall(text[-500:]))
 
 
 def losses(run: Path) -> list[float]:
@@ -165,7 +166,7 @@ def test_training_from_the_hub_leaves_a_complete_run(gpt2: dict[str, Any]) -> No
 def test_training_tells_a_newcomer_what_happens_and_nothing_else(gpt2: dict[str, Any]) -> None:
     err = gpt2["err"]
     assert "device: cpu" in err or "device: gpu" in err or "device: mps" in err
-    assert re.search(r"training: +\d+%.*loss \d\.\d{3}, .*\d tokens/s", err)
+    assert re.search(r"Epoch 0: +\d+%.*train/loss=\d\.\d+, train/tokens_per_second=\d", err)
     assert re.search(r"before +after\nvalidation loss +\d\.\d{3} +\d\.\d{3}\n", err)
     assert "python evaluate.py run=run\n" in err
     assert not re.search("warn|deprecat|lightning|/lib/", err, re.IGNORECASE)
@@ -312,14 +313,14 @@ def test_a_complete_run_has_nothing_left_to_resume(command: Any, tmp_path: Path)
     (tmp_path / "run").rename(tmp_path / "moved")
     status, err = command("train", "resume=moved")
     assert status == 0
-    assert "higher trainer.max_epochs" in err
+    assert "raise trainer.max_epochs or max_steps to continue it" in err
     assert losses(tmp_path / "moved") == pytest.approx(expected, rel=1e-6)
     assert command("train", "resume=moved", "trainer.max_epochs=2")[0] == 0
     assert read(tmp_path / "moved" / "summary.json")["steps"] == 10
 
 
 def test_a_moved_run_remembers_its_best(tmp_path: Path) -> None:
-    from instruct_lm.training.callbacks import SaveBest
+    from instruct_lm.training.checkpoints import SaveBest
 
     old, moved = SaveBest(tmp_path / "old" / "best.ckpt"), SaveBest(tmp_path / "moved" / "best.ckpt")
     old.best_model_score = old.kth_value = torch.tensor(0.5)

@@ -164,7 +164,7 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
         from instruct_lm.fast.loss import CHUNK_SIZE
 
         head_targets = CHUNK_SIZE
-        prefix = len(data.tokenizer.encode_special(data.style.opening)) if config.data.layout == "packed" else 0
+        prefix = len(data.tokenizer.encode_special(data.prompt_style.opening)) if config.data.layout == "packed" else 0
     return TrainingMemory(
         GPTConfig.of(config.model),
         *largest_batch(data.train.encoded.lengths, config.data.batch_size, prefix),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class BatchDataset(Dataset[Batch]):
         )
 
 
+@dataclass(eq=False, repr=False)
 class InstructionDataModule(pl.LightningDataModule):
     """Downloads, splits, encodes and batches instruction entries.
 
@@ -72,38 +74,32 @@ class InstructionDataModule(pl.LightningDataModule):
         cache_dir: Folder of the token cache; None: no cache.
     """
 
-    def __init__(
-        self,
-        source: str | Path | Sequence[Mapping[str, Any]],
-        tokenizer: Tokenizer,
-        style: str = "alpaca",
-        *,
-        block_size: int = 1024,
-        fetcher: Fetcher | None = None,
-        sha256: str | None = None,
-        prompt_loss_weight: float = 1.0,
-        mask_header: bool = False,
-        train_fraction: float = 0.85,
-        test_fraction: float = 0.10,
-        shuffle: bool = False,
-        seed: int = 123,
-        batch_size: int = 8,
-        group_by_length: bool = False,
-        max_length: int | None = None,
-        overlong: str = "drop",
-        num_workers: int = 0,
-        limit: int | None = None,
-        cache_dir: Path | None = None,
-    ) -> None:
+    source: str | Path | Sequence[Mapping[str, Any]]
+    tokenizer: Tokenizer
+    style: str = "alpaca"
+    _: KW_ONLY
+    block_size: int = 1024
+    fetcher: Fetcher = Fetcher()  # noqa: RUF009  (frozen)
+    sha256: str | None = None
+    prompt_loss_weight: float = 1.0
+    mask_header: bool = False
+    train_fraction: float = 0.85
+    test_fraction: float = 0.10
+    shuffle: bool = False
+    seed: int = 123
+    batch_size: int = 8
+    group_by_length: bool = False
+    max_length: int | None = None
+    overlong: str = "drop"
+    num_workers: int = 0
+    limit: int | None = None
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.source, self.fetcher, self.sha256 = source, fetcher or Fetcher(), sha256
-        self.tokenizer, self.style = tokenizer, get_style(style)
-        self.prompt_loss_weight, self.mask_header = prompt_loss_weight, mask_header
-        self.train_fraction, self.test_fraction, self.shuffle, self.seed = train_fraction, test_fraction, shuffle, seed
-        self.batch_size, self.group_by_length = batch_size, group_by_length
-        # Training could take block_size + 1 tokens, since a row's last token is no input; generation needs its place.
-        self.max_length, self.overlong = max_length or block_size, overlong
-        self.num_workers, self.limit, self.cache_dir = num_workers, limit, cache_dir
+        self.prompt_style = get_style(self.style)
+        # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
+        self.max_length = self.max_length or self.block_size
 
     def prepare_data(self) -> None:
         """Download the source; Lightning calls this method once per machine."""
@@ -161,7 +157,7 @@ class InstructionDataModule(pl.LightningDataModule):
     def _encode(self, name: str) -> BatchDataset:
         examples, settings = getattr(self.splits, name), (self.max_length, self.overlong, self.cache_dir)
         try:
-            encoded = encode_cached(examples, self.tokenizer, self.style, *settings)
+            encoded = encode_cached(examples, self.tokenizer, self.prompt_style, *settings)
         except InputError as error:
             raise InputError(f"{name} split: {error}") from error
         if too_long := encoded.dropped + encoded.truncated:

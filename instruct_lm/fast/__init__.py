@@ -4,8 +4,6 @@
 gradients and greedy answers equal the plain model's to rounding (`tests/fast/test_equals_plain.py`).
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from instruct_lm.fast.linear import FastFrozenLinear, FastLinear, FastLoRALinear

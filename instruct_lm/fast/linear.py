@@ -8,8 +8,6 @@ transposed weight well only where its rows' length is a power of two, as GPT-2 m
 operator, products are `torch.nn.functional.linear`'s.
 """
 
-from __future__ import annotations
-
 import platform
 import threading
 from pathlib import Path

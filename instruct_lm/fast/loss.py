@@ -1,7 +1,5 @@
 """Head and loss in pieces, so that no full matrix of logits is held, and the tied embedding's gradient in place."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -8,8 +8,6 @@ Nearest prior art: RadixMLP (arXiv 2601.15013, inference only), prefix sharing f
 (2511.00413), Prefix Grouper (2506.05433).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

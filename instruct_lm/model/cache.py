@@ -1,7 +1,5 @@
 """The keys and values that generation keeps. Shapes: B rows, K heads of keys and values, L tokens, D = head_dim."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

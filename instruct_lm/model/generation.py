@@ -1,7 +1,5 @@
 """Batched generation: all prompts at once into a cache, then one token per row and step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Low-rank adapters (https://arxiv.org/abs/2106.09685): the weights stay, a product of two thin matrices is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

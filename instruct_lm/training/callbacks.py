@@ -1,11 +1,11 @@
 """Callbacks around the training steps: throughput, sample answers, when to validate, when to give up."""
 
-from __future__ import annotations
-
 import logging
 import math
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -55,11 +55,21 @@ class Throughput(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar without the logger's version, which is always the same here."""
+    """Lightning's progress bar on stderr, without the logger's version, which is always the same here."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The metrics beside the bar."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+    def init_train_tqdm(self) -> Any:
+        """The bar of an epoch; Lightning's goes to stdout, which is for results."""
+        with redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Any:
+        """The bar of a validation."""
+        with redirect_stdout(sys.stderr):
+            return super().init_validation_tqdm()
 
 
 class SampleResponses(Callback):

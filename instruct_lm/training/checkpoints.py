@@ -1,7 +1,5 @@
 """Checkpoints: written atomically, the best weights and the last state kept, and a signal to stop answered by one."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

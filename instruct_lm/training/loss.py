@@ -1,7 +1,5 @@
 """The loss: cross entropy with a weight for each token, as sums that the training step divides."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Memory: how much a process holds, and an estimate of what a training run will need before it begins."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """AdamW and Adafactor with decay on matrices only, after the backward pass or inside it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Lightning's trainer with this project's callbacks, and a run's settings and metrics for TensorBoard's HParams."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Mapping, Sequence

@@ -278,7 +278,7 @@ def test_test_and_predict_work_with_any_trainer(data_file: Path, tmp_path: Path)
     assert losses["test/response_loss"] == pytest.approx(response.mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match="give InstructionTuner a responder"):
         trainer(tmp_path).predict(module, datamodule)
-    responder = Responder(module.model, datamodule.tokenizer, datamodule.style, max_new_tokens=5)
+    responder = Responder(module.model, datamodule.tokenizer, datamodule.prompt_style, max_new_tokens=5)
     tuner = InstructionTuner(module.model, responder)
     answers = trainer(tmp_path).predict(tuner, datamodule)
     assert [answer for batch in answers for answer in batch] == responder.answer(datamodule.splits.test)
