@@ -6,24 +6,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.errors import InputError
+from instruct_lm.io.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 2 after a message on stderr for bad input."""
+    """Compare the evaluations named on the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # for terminals that lack the minus sign or an answer's letters
-    try:
-        write_report(options.runs, options.html, options.md, options.svg, options.baseline, options.title)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the output goes to head, which has ended
-        sys.stderr.close()
-        return 1
-    return 0
+    return exit_status(
+        write_report, options.runs, options.html, options.md, options.svg, options.baseline, options.title
+    )
 
 
 def write_report(
@@ -57,9 +50,10 @@ def write_report(
         commands = "\n".join(f"  python evaluate.py run={run}" for run in waiting)
         print(f"Left out, since they are not evaluated yet:\n{commands}", file=sys.stderr)
     print(terminal(comparison, shutil.get_terminal_size().columns))
+    names = [setting.name for setting in comparison.settings]
+    title = title or f"Evaluation of {', '.join(names) if len(names) < 4 else f'{len(names)} settings'}"
     if html or svg:
         from instruct_lm.report import page  # imports Matplotlib
-    title = title or _title([setting.name for setting in comparison.settings])
     if html:
         _write(page.render(comparison, title), html)
     if md:
@@ -69,27 +63,18 @@ def write_report(
 
 
 def _write(content: str, path: Path) -> None:
-    from instruct_lm.io.files import write_text
-
     try:
-        write_text(content, path)
+        write_text(content.encode("utf-8", "replace").decode(), path)  # an answer may hold half a surrogate pair
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
     print(f"Written: {path}")
-
-
-def _title(names: Sequence[str]) -> str:
-    if len(names) > 3:
-        return f"{len(names)} settings compared"
-    return f"{names[0]} evaluated" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} compared"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m instruct_lm.report",
         description="Compare evaluations: tables, paired differences and a few answers; also as a page.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html",
+        epilog="Example: python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html",
     )
     runs = (
         "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "

@@ -311,7 +311,7 @@ def test_markdown_shows_every_character_as_it_is(pair, tmp_path, capsys):
     status, _, _ = run(capsys, *pair, "--md", tmp_path / "r.md")
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert status == 0
-    assert text.startswith("# untuned and tuned compared\n\n- tuned is better than untuned by ")
+    assert text.startswith("# Evaluation of untuned, tuned\n\n- tuned is better than untuned by ")
     assert "- tuned [100]: new 4" in text
     assert text.index("### Entry 5") < text.index("### Entry 1")  # 0 against 100
     assert markdown_text("a|b\n*c* <b> `d` [e](f) &lt; x_y _z_ 1 < 2") == (
@@ -328,20 +328,6 @@ def test_other_code_writes_a_report_by_one_call(pair, tmp_path, capsys):
     assert files["svg"].read_text(encoding="utf-8").startswith("<svg ")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         report.write_report(["nowhere"])
-
-
-def test_a_summary_in_a_few_lines():
-    numbers = {"n": 64, "exact_match": 25 / 64, "chrf": 80.94, "rouge_l": 82.35, "mean": 60.04, "ci95": [51.9, 68.24]}
-    summary = {**numbers, "failed": 0, "judge": {"kind": "reference"}}
-    first = "64 answers: exact match 25 of 64, chrF 80.9, ROUGE-L 82.3"
-    assert report.describe_summary(summary) == f"{first}\nscore (reference): 60.0 of 100, 95% interval 51.9 to 68.2"
-    failed = {"failed": 2, "failures": [{"index": 3, "reason": "HTTP <500>"}], "mean_failed_as_zero": 58.16}
-    summary |= {**failed, "mean": None, "ended": 0.996, "mean_tokens": 10.61}
-    assert report.describe_summary(summary).splitlines() == [
-        first,
-        "answers ended by the model: 100%, 10.6 tokens each",
-        "2 entries have no score, the first: entry 3, HTTP <500>. Mean with those as 0: 58.2",
-    ]
 
 
 def test_numbers_in_words():
