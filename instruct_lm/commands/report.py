@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from instruct_lm.commands.exit_status import exit_status
@@ -13,10 +14,7 @@ from instruct_lm.io.files import write_text
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the evaluations named on the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    return exit_status(
-        write_report, options.runs, options.html, options.md, options.svg, options.baseline, options.title
-    )
+    return exit_status(partial(write_report, **vars(_parser().parse_args(arguments))))
 
 
 def write_report(
@@ -82,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
     baseline = "compare the others with this one; may be repeated (default: the first, and the first trained one)"
-    parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help=baseline)
+    parser.add_argument("--baseline", dest="baselines", action="append", default=[], metavar="NAME", help=baseline)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the tables and answers as Markdown")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart of mean scores and differences")

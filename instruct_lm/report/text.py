@@ -3,6 +3,7 @@
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
 from markupsafe import Markup, escape
@@ -24,15 +25,20 @@ def terminal(comparison: Comparison, width: int) -> str:
         comparison: The content.
         width: Columns of the terminal, for sentences and answers; tables have their own width.
     """
-    content = {"tables": all_tables(comparison), "sentences": sentences(comparison), "width": width}
-    return template("report.txt").render(entries=evenly(side_by_side(comparison), N_SHOWN), **content).rstrip()
+    shown = evenly(side_by_side(comparison), N_SHOWN)
+    return template("report.txt").render(content(comparison), shown=shown, width=width).rstrip()
 
 
 def markdown_report(comparison: Comparison, title: str) -> str:
     """All tables, the sentences and the answers with the largest disagreement in Markdown."""
-    content = {"tables": all_tables(comparison), "sentences": sentences(comparison), "title": title}
+    return template("report.md").render(content(comparison, title), n_shown=N_WRITTEN).rstrip() + "\n"
+
+
+def content(comparison: Comparison, title: str = "") -> dict[str, Any]:
+    """What all templates show; the entries in the order of disagreement."""
     entries = by_disagreement(side_by_side(comparison))
-    return template("report.md").render(entries=entries, n_shown=N_WRITTEN, **content).rstrip() + "\n"
+    shown = {"tables": all_tables(comparison), "sentences": sentences(comparison), "entries": entries}
+    return {"comparison": comparison, "title": title, **shown}
 
 
 def template(name: str) -> Template:

@@ -233,13 +233,13 @@ def test_test_entries_that_stand_in_training_are_reported_apart(tmp_path, capsys
         "score of these": "90.0 [90.0, 90.0]",
         "score of the others": "30.0 [30.0, 30.0]",
     }
-    assert "1 test entry is also in the training split" in out
+    text = "Test entries that are also in the training split: "
+    assert f"{text}1 (same instruction and input)." in " ".join(out.split())
+    assert load(tmp_path / "run" / "evaluation" / "test").seen == [1]
     source.unlink()
-    load_again = compare([load(tmp_path / "run" / "evaluation" / "test")])
-    assert load_again.runs[0].seen == [1]  # read once a process; a new one finds the file gone:
-    command = [sys.executable, "-m", "instruct_lm.report", str(tmp_path / "run")]
-    fresh = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-    assert "also in the training split: the data file is not on this machine" in " ".join(fresh.stdout.split())
+    assert load(tmp_path / "run" / "evaluation" / "test").seen is None
+    out = " ".join(run(capsys, tmp_path / "run")[1].split())
+    assert f"{text}unknown for run, whose data file is not on this machine." in out
 
 
 def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_path):
@@ -260,9 +260,10 @@ def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_pat
         (["good", "good"], "given twice"),
         (["good", "--baseline", "bad"], "--baseline bad: there is no such setting. Choose one of: good."),
         (["torn"], "scores.jsonl has 5 of 6 entries: the evaluation was interrupted"),
-        (["unscored"], "scores.jsonl cannot be read"),
-        (["broken"], "summary.json cannot be read: it is not valid JSON"),
-        (["textless"], "entry 1 has no text 'model_response'"),
+        (["unscored"], "scores.jsonl has 0 of 6 entries: the evaluation was interrupted"),
+        (["broken"], "summary.json cannot be read: Expecting property name"),
+        (["textless"], "entry 1 needs the texts instruction, output and model_response"),
+        (["listed"], "summary.json cannot be read: it holds [1], not a dict"),
         (["good", "--html", "good"], "good cannot be written"),
     ],
 )
@@ -271,13 +272,14 @@ def test_bad_input_ends_with_status_2_and_the_remedy(tmp_path, monkeypatch, caps
     Path("empty").mkdir()
     write_run(Path("trained"))
     write_run(Path("sweep", "0_seed-1"))
-    for name in ("good", "torn", "unscored", "broken", "textless"):
+    for name in ("good", "torn", "unscored", "broken", "listed", "textless"):
         write_evaluation(Path(name), answers(), SCORES)
     write_evaluation(Path("outputs", "one"), answers(), SCORES)
     scores = Path("torn", "scores.jsonl")
     scores.write_bytes(scores.read_bytes()[:-20])
     Path("unscored", "scores.jsonl").unlink()
     Path("broken", "summary.json").write_text("{")
+    Path("listed", "summary.json").write_text("[1]")
     Path("textless", "responses.json").write_text('[{"instruction": "a", "output": "b"}]')
     status, _, err = run(capsys, *arguments)
     assert status == 2
