@@ -221,19 +221,14 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> dict[str, floa
     """Agreement of two judges over the same entries: Pearson's r, Spearman's rho and Kendall's tau-b, in [-1, 1].
 
     Args:
-        first: One judge's scores.
+        first: One judge's scores, two or more.
         second: The other judge's scores of the same entries, in the same order.
 
     Returns:
         The keys `pearson`, `spearman` and `kendall`; None where a judge gave every entry the same score.
-
-    Raises:
-        InputError: The lengths differ, or there are fewer than two entries.
     """
     from scipy.stats import kendalltau, pearsonr, spearmanr
 
-    if len(first) != len(second) or len(first) < 2:
-        raise InputError(f"agreement needs two judges' scores of the same entries, not {len(first)}, {len(second)}")
     defined = len(set(first)) > 1 and len(set(second)) > 1
     tests = {"pearson": pearsonr, "spearman": spearmanr, "kendall": kendalltau}
     return {name: float(test(first, second).statistic) if defined else None for name, test in tests.items()}

@@ -82,11 +82,8 @@ class Comparison:
     @property
     def paired(self) -> dict[str, list[Contrast]]:
         """A baseline's name → its contrasts whose entries are the same; only baselines that have some."""
-        found: dict[str, list[Contrast]] = {}
-        for contrast in self.contrasts:
-            if contrast.differences:
-                found.setdefault(contrast.baseline.name, []).append(contrast)
-        return found
+        paired = [contrast for contrast in self.contrasts if contrast.differences]
+        return {one.baseline.name: [other for other in paired if other.baseline is one.baseline] for one in paired}
 
     @property
     def headline(self) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 
 from instruct_lm.data.prompts import Example
 from instruct_lm.report.comparison import Comparison
-from instruct_lm.report.evaluations import Evaluation
 from instruct_lm.report.settings import Setting
 
 
@@ -82,15 +81,14 @@ def evenly(entries: Sequence[ComparedEntry], count: int) -> list[ComparedEntry]:
 
 def _shared_answers(index: int, settings: Sequence[tuple[int, Setting]], metric: str) -> list[SharedAnswer]:
     """The different answers to the entry with this index."""
-    given: dict[str, dict[int, list[Evaluation]]] = defaultdict(lambda: defaultdict(list))  # text → setting → runs
+    given: dict[str, list[tuple[str, float, int]]] = defaultdict(list)  # answer → (by, score, number of the setting)
     for number, setting in settings:
+        alike = len({run.answers[index] for run in setting.runs}) == 1
         for run in setting.runs:
-            given[run.answers[index]][number].append(run)
-    named, answers = dict(settings), []
-    for text, by_setting in given.items():
-        names = []
-        for number, runs in by_setting.items():
-            names += [named[number].name] if len(runs) == len(named[number].runs) else [run.name for run in runs]
-        scores = [float(run.values[metric][index]) for runs in by_setting.values() for run in runs]
-        answers.append(SharedAnswer(text, "; ".join(names), scores, next(iter(by_setting))))
+            by = setting.name if alike else run.name
+            given[run.answers[index]].append((by, float(run.values[metric][index]), number))
+    answers = []
+    for text, givers in given.items():
+        names, scores, numbers = zip(*givers, strict=True)
+        answers.append(SharedAnswer(text, "; ".join(dict.fromkeys(names)), scores, numbers[0]))
     return answers

@@ -166,11 +166,6 @@ def agreement_table(comparison: Comparison) -> Table:
     return Table("Agreement of judges on the same answers", rows)
 
 
-def sentences(comparison: Comparison) -> list[str]:
-    """What the comparison shows, a sentence per contrast."""
-    return [*(contrast.sentence for contrast in comparison.contrasts), seen_sentence(comparison)]
-
-
 def markdown(table: Table) -> str:
     """The table in Markdown, aligned for a terminal, without title and note."""
     cells = [[markdown_text(cell) for cell in row] for row in [table.header, *table.cells]]

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from instruct_lm.report.comparison import Comparison
 from instruct_lm.report.side_by_side import by_disagreement, evenly, side_by_side
-from instruct_lm.report.tables import all_tables, markdown, markdown_text, sentences
+from instruct_lm.report.tables import all_tables, markdown, markdown_text, seen_sentence
 
 TEMPLATES = Path(__file__).with_name("templates")
 N_SHOWN = 5  # entries with their answers in the terminal
@@ -37,7 +37,8 @@ def markdown_report(comparison: Comparison, title: str) -> str:
 def content(comparison: Comparison, title: str = "") -> dict[str, Any]:
     """What all templates show; the entries in the order of disagreement."""
     entries = by_disagreement(side_by_side(comparison))
-    shown = {"tables": all_tables(comparison), "sentences": sentences(comparison), "entries": entries}
+    sentences = [*(contrast.sentence for contrast in comparison.contrasts), seen_sentence(comparison)]
+    shown = {"tables": all_tables(comparison), "sentences": sentences, "entries": entries}
     return {"comparison": comparison, "title": title, **shown}
 
 
