@@ -1,4 +1,4 @@
-"""Compare evaluations: `python -m instruct_lm.report --help`."""
+"""Compare evaluations: tables, paired differences and a few answers; also as a page."""
 
 import argparse
 import shutil
@@ -69,11 +69,8 @@ def _write(content: str, path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m instruct_lm.report",
-        description="Compare evaluations: tables, paired differences and a few answers; also as a page.",
-        epilog="Example: python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html",
-    )
+    example = "Example: python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html"
+    parser = argparse.ArgumentParser("python -m instruct_lm.report", description=__doc__, epilog=example)
     runs = (
         "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "
         "those that differ in the seed alone are grouped"

@@ -109,7 +109,8 @@ def paired_difference(
         n_resamples: Number of resamples, and the largest number of permutations.
 
     Raises:
-        InputError: The numbers of entries differ, or no entry has a score everywhere.
+        InputError: No entry has a score everywhere.
+        ValueError: The numbers of entries differ.
 
     Example:
         >>> found = paired_difference([50, 60, 70, 80], [40, 60, 50, 90])  # differences 10, 0, 20, -10
@@ -117,8 +118,6 @@ def paired_difference(
         (5.0, 0.75)
     """
     first, second = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (scores, baseline))
-    if first.shape[1] != second.shape[1]:
-        raise InputError(f"{first.shape[1]} scores cannot be paired with {second.shape[1]}: use the same entries")
     complete = ~np.isnan(np.concatenate([first, second])).any(axis=0)
     if not complete.any():
         raise InputError("no entry has a score on both sides: there is nothing to compare")

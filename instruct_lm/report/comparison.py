@@ -125,9 +125,8 @@ def signed(value: float) -> str:
 
 def p_text(p_value: float) -> str:
     """`p < 0.001`, `p = 0.004`, `p = 0.39`."""
-    if p_value < 0.001:
-        return "p < 0.001"
-    return f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
+    digits = 3 if p_value < 0.1 else 2
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{digits}f}"
 
 
 def _against(baseline: Setting, settings: Sequence[Setting]) -> list[Contrast]:

@@ -35,7 +35,6 @@ class Evaluation:
     Attributes:
         name: Its name in the report.
         alone: Whether the user named this evaluation itself, not a folder of several: then it is never grouped.
-        folder: With `summary.json`, `scores.jsonl` and `responses.json`.
         run: The training run's folder; None for an untuned model or answers of unknown origin.
         summary: Content of `summary.json`.
         examples: (n,) entries of the split.
@@ -48,7 +47,6 @@ class Evaluation:
 
     name: str
     alone: bool
-    folder: Path
     run: Path | None
     summary: Mapping[str, Any]
     examples: list[Example]
@@ -110,7 +108,7 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
     Raises:
         InputError: A path that holds no complete evaluation; the message names the command that makes one.
     """
-    loaded: list[Evaluation] = []
+    chosen: list[tuple[Path, str, bool]] = []  # arguments of `load`
     waiting: list[Path] = []
     for argument in arguments:
         name, _, location = ("", "", argument) if Path(argument).exists() else argument.rpartition("=")
@@ -118,7 +116,7 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
         if not path.is_dir():
             raise InputError(f"{path}: no such folder. Give one that train.py or evaluate.py wrote.")
         if (folder := _evaluation_folder(path)) is not None:
-            loaded.append(load(folder, name))
+            chosen.append((folder, name, True))
             continue
         inside = {p: _evaluation_folder(p) for p in sorted(filter(Path.is_dir, path.iterdir()), key=_job_order)}
         found = [folder for folder in inside.values() if folder]
@@ -127,11 +125,11 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             raise InputError(f"{path} holds no evaluation: run python evaluate.py run={(runs or [path])[0]} first.")
         if name:
             raise InputError(f"{argument}: a folder's evaluations are named by their settings. Leave out {name}=.")
-        loaded += [load(folder, alone=False) for folder in found]
+        chosen += [(folder, "", False) for folder in found]
         waiting += runs
-    if len({item.folder.resolve() for item in loaded}) < len(loaded):
+    if len({folder.resolve() for folder, _, _ in chosen}) < len(chosen):
         raise InputError("The same evaluation is given twice: leave one out.")
-    return loaded, waiting
+    return [load(folder, name, alone) for folder, name, alone in chosen], waiting
 
 
 def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
@@ -160,7 +158,6 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     return Evaluation(
         name=name or _folder_name(folder),
         alone=alone,
-        folder=folder,
         run=run,
         summary=summary,
         examples=examples,
@@ -211,6 +208,7 @@ def _read(path: Path, parse: Callable[[str], Any] = json.loads, kind: type = dic
 
 
 def _read_answers(path: Path) -> tuple[list[Example], list[str]]:
+    """The entries of `responses.json`, which scoring has checked, and the answers to them."""
     examples, answers = [], []
     for number, entry in enumerate(load_responses(path), start=1):
         match entry:

@@ -201,7 +201,7 @@ def difference_text(found: Difference | None, scale: float = 1) -> str:
 
 def _judge(run: Evaluation) -> str:
     judge = run.summary["judge"]
-    return f"{judge['kind']} {judge['model']}" if judge.get("model") else str(judge["kind"])
+    return " ".join(judge[key] for key in ("kind", "model") if judge.get(key))
 
 
 def _seeds(setting: Setting) -> str:

@@ -159,10 +159,11 @@ def test_equal_scores_differ_by_nothing():
     assert (found.mean, found.low, found.high, found.p_value, found.entries_needed) == (0, 0, 0, 1, None)
 
 
-@pytest.mark.parametrize(("first", "second"), [([1, 2], [1, 2, 3]), ([math.nan, 1], [1, math.nan])])
-def test_scores_that_cannot_be_paired_are_an_error(first, second):
-    with pytest.raises(InputError, match=r"entr(y|ies)"):
-        paired_difference(first, second)
+def test_scores_that_cannot_be_paired_are_an_error():
+    with pytest.raises(InputError, match="no entry"):
+        paired_difference([math.nan, 1], [1, math.nan])
+    with pytest.raises(ValueError, match=r"size 2.* size 3"):
+        paired_difference([1, 2], [1, 2, 3])
 
 
 def crossed(rng, seeds, entries, seed_spread, entry_spread=25, rest=15):

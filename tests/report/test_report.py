@@ -109,6 +109,22 @@ def test_a_handful_of_answers_is_shown_side_by_side(pair, capsys):
     assert "new 5" in shown
 
 
+def test_an_answer_that_some_seeds_gave_names_these(tmp_path, capsys):
+    for seed, last in ((1, "same"), (2, "same"), (3, "other")):
+        write_run(tmp_path / "runs" / f"{seed}", ["all", last], [50.0, 60.0 + seed], config=config_of(seed))
+    out = run(capsys, tmp_path / "runs", "--md", tmp_path / "r.md")[1]
+    assert "  1 [50]: all\n" in out
+    assert "  1, seed 1; 1, seed 2 [61, 62]: same\n  1, seed 3 [63]: other\n" in out
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_report(tmp_path, capsys):
+    write_evaluation(tmp_path / "a", ["half \ud83d", "whole"], [1.0, 2.0])
+    status, out, _ = run(capsys, tmp_path / "a", "--md", tmp_path / "r.md", "--html", tmp_path / "r.html")
+    assert (status, r"half \ud83d" in out) == (0, True)
+    assert "half ?" in (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "half ?" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_a_terminal_gets_no_control_characters(tmp_path, capsys):
     write_evaluation(tmp_path / "a", ["\x1b[2J red\x07", "\ttab\u202e"], [1.0, 2.0])
     out = run(capsys, tmp_path / "a")[1]
