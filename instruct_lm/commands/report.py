@@ -1,29 +1,20 @@
-"""Compare evaluations: `python -m instruct_lm.report --help`."""
+"""Compare evaluations: tables, paired differences and a few answers; also as a page."""
 
 import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.errors import InputError
+from instruct_lm.io.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 2 after a message on stderr for bad input."""
-    options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # for terminals that lack the minus sign or an answer's letters
-    try:
-        write_report(options.runs, options.html, options.md, options.svg, options.baseline, options.title)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the output goes to head, which has ended
-        sys.stderr.close()
-        return 1
-    return 0
+    """Compare the evaluations named on the command line; returns the exit status."""
+    return exit_status(partial(write_report, **vars(_parser().parse_args(arguments))))
 
 
 def write_report(
@@ -57,9 +48,10 @@ def write_report(
         commands = "\n".join(f"  python evaluate.py run={run}" for run in waiting)
         print(f"Left out, since they are not evaluated yet:\n{commands}", file=sys.stderr)
     print(terminal(comparison, shutil.get_terminal_size().columns))
+    names = [setting.name for setting in comparison.settings]
+    title = title or f"Evaluation of {', '.join(names) if len(names) < 4 else f'{len(names)} settings'}"
     if html or svg:
         from instruct_lm.report import page  # imports Matplotlib
-    title = title or _title([setting.name for setting in comparison.settings])
     if html:
         _write(page.render(comparison, title), html)
     if md:
@@ -69,35 +61,23 @@ def write_report(
 
 
 def _write(content: str, path: Path) -> None:
-    from instruct_lm.io.files import write_text
-
     try:
-        write_text(content, path)
+        write_text(content.encode("utf-8", "replace").decode(), path)  # an answer may hold half a surrogate pair
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
     print(f"Written: {path}")
 
 
-def _title(names: Sequence[str]) -> str:
-    if len(names) > 3:
-        return f"{len(names)} settings compared"
-    return f"{names[0]} evaluated" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} compared"
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m instruct_lm.report",
-        description="Compare evaluations: tables, paired differences and a few answers; also as a page.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html",
-    )
+    example = "Example: python -m instruct_lm.report untuned=outputs/a tuned=outputs/b --html a.html"
+    parser = argparse.ArgumentParser("python -m instruct_lm.report", description=__doc__, epilog=example)
     runs = (
         "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "
         "those that differ in the seed alone are grouped"
     )
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
     baseline = "compare the others with this one; may be repeated (default: the first, and the first trained one)"
-    parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help=baseline)
+    parser.add_argument("--baseline", dest="baselines", action="append", default=[], metavar="NAME", help=baseline)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the tables and answers as Markdown")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write a chart of mean scores and differences")

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from instruct_lm.errors import InputError
 
+SEED = 0  # of all draws: the same scores give the same numbers
 Z_TWO_SIDED_5, Z_POWER_80 = 1.959964, 0.841621  # quantiles 0.975 and 0.8 of the normal distribution
 
 
@@ -46,50 +47,50 @@ class Difference:
 
     @property
     def entries_needed(self) -> int | None:
-        """`entries_needed` for the observed difference."""
-        return entries_needed(self.spread, self.mean)
+        """Number of entries that shows a true difference of this size at the 5% level in 80% of experiments.
+
+        n = ((z_0.975 + z_0.8) · spread / difference)², the normal approximation for a paired test. None if the
+        difference is 0 or the spread unknown (NaN).
+        """
+        if self.mean == 0 or math.isnan(self.spread):
+            return None
+        return max(2, math.ceil(((Z_TWO_SIDED_5 + Z_POWER_80) * self.spread / self.mean) ** 2))
 
 
-def bootstrap_interval(
-    scores: ArrayLike, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani, 1993, chapter 13).
+def bootstrap_interval(scores: ArrayLike, n_resamples: int = 10_000) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean (Efron and Tibshirani, 1993, chapter 13).
 
     The draws for one seed are those of `scipy.stats.bootstrap`.
 
     Args:
         scores: (n,) or (k, n).
-        confidence: Share of the resampled means inside the interval, in (0, 1).
-        n_resamples: Number of resamples.
-        seed: Seed of the draws: the same scores give the same interval.
+        n_resamples: Number of resamples. Their draws have a fixed seed: the same scores give the same interval.
 
     Returns:
         The lower and upper end, in the unit of the scores.
 
     Raises:
-        InputError: There are no scores, or `confidence` is outside (0, 1).
+        InputError: There are no scores.
     """
     from scipy.stats import bootstrap
 
     values = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     if values.size == 0:
         raise InputError("a bootstrap interval needs at least one value")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence}: must lie between 0 and 1, such as 0.95")
     if len(values) > 1:
-        means = _resampled_means([values], n_resamples, seed)
+        means = _resampled_means([values], n_resamples)
     elif values.size > 1:
-        options = {"n_resamples": n_resamples, "batch": _rows(values.size), "rng": np.random.default_rng(seed)}
+        options = {"n_resamples": n_resamples, "batch": _rows(values.size), "rng": np.random.default_rng(SEED)}
         means = bootstrap((values[0],), np.mean, method="percentile", **options).bootstrap_distribution
     else:  # SciPy refuses a single value
         means = values
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     # The scaled deviations of several seeds may lead out of the range of the scores, which no mean can leave.
     return max(float(low), float(values.min())), min(float(high), float(values.max()))
 
 
 def paired_difference(
-    scores: ArrayLike, baseline: ArrayLike, same_seeds: bool = False, n_resamples: int = 10_000, seed: int = 0
+    scores: ArrayLike, baseline: ArrayLike, same_seeds: bool = False, n_resamples: int = 10_000
 ) -> Difference:
     """Compare two settings on the same entries.
 
@@ -106,10 +107,10 @@ def paired_difference(
         baseline: (n,) or (k', n), the same entries in the same order.
         same_seeds: Whether row i of both has the same seed, so that the rows are paired too (k = k').
         n_resamples: Number of resamples, and the largest number of permutations.
-        seed: Seed of the draws.
 
     Raises:
-        InputError: The numbers of entries differ, or no entry has a score everywhere.
+        InputError: No entry has a score everywhere.
+        ValueError: The numbers of entries differ.
 
     Example:
         >>> found = paired_difference([50, 60, 70, 80], [40, 60, 50, 90])  # differences 10, 0, 20, -10
@@ -117,8 +118,6 @@ def paired_difference(
         (5.0, 0.75)
     """
     first, second = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (scores, baseline))
-    if first.shape[1] != second.shape[1]:
-        raise InputError(f"{first.shape[1]} scores cannot be paired with {second.shape[1]}: use the same entries")
     complete = ~np.isnan(np.concatenate([first, second])).any(axis=0)
     if not complete.any():
         raise InputError("no entry has a score on both sides: there is nothing to compare")
@@ -127,13 +126,13 @@ def paired_difference(
     differences = first.mean(axis=0) - second.mean(axis=0)
     mean, n, seeds = float(differences.mean()), len(differences), (len(first), len(second))
     if seeds == (1, 1):
-        low, high = bootstrap_interval(differences, n_resamples=n_resamples, seed=seed)
-        p_value = sign_flip_p_value(differences, n_resamples, seed)
+        low, high = bootstrap_interval(differences, n_resamples)
+        p_value = sign_flip_p_value(differences, n_resamples)
     else:
         # Rows with the same seed share what the seed does to both, so they are subtracted before seeds are drawn.
         # Otherwise each side draws its own seeds. The entries are the same for both sides in either case.
         sides = [first - second] if same_seeds else [first, -second]
-        means = _resampled_means(sides, n_resamples, seed)
+        means = _resampled_means(sides, n_resamples)
         low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
         # Moved to mean 0, the resampled means are the null distribution; the tolerance is for rounding. The observed
         # value counts as one more draw, so that p is never 0 (Phipson and Smyth, 2010).
@@ -143,7 +142,7 @@ def paired_difference(
     return Difference(mean, low, high, p_value, spread, n, seeds)
 
 
-def _resampled_means(sides: Sequence[np.ndarray], n_resamples: int, seed: int) -> np.ndarray:
+def _resampled_means(sides: Sequence[np.ndarray], n_resamples: int) -> np.ndarray:
     """(n_resamples,) bootstrap draws of the sum over the sides, each (k, n), of a side's mean over seeds and entries.
 
     `scipy.stats.bootstrap` can draw seeds and entries too, but the statistic below would stay ours, and its order of
@@ -153,7 +152,7 @@ def _resampled_means(sides: Sequence[np.ndarray], n_resamples: int, seed: int) -
     of the seeds are 40 and 80, their centre 60. It draws seed 0 twice: mean 40, a deviation of -20 from the centre.
     Scaled by sqrt(2 / 1), it gives 60 - 28.3 = 31.7.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     n = sides[0].shape[1]
     rows = _rows(n * sum(map(len, sides)))
     means = np.zeros(n_resamples)
@@ -175,7 +174,7 @@ def _resampled_means(sides: Sequence[np.ndarray], n_resamples: int, seed: int) -
     return means
 
 
-def sign_flip_p_value(differences: ArrayLike, n_permutations: int = 10_000, seed: int = 0) -> float:
+def sign_flip_p_value(differences: ArrayLike, n_permutations: int = 10_000) -> float:
     """Two-sided p-value of a sign-flip permutation test, by `scipy.stats.permutation_test`.
 
     Without a true difference, each entry's difference could as well have the other sign. The test is exact where all
@@ -185,7 +184,6 @@ def sign_flip_p_value(differences: ArrayLike, n_permutations: int = 10_000, seed
     Args:
         differences: (n,) paired differences.
         n_permutations: Largest number of sign changes to look at.
-        seed: Seed of the draws.
     """
     from scipy.stats import permutation_test
 
@@ -193,7 +191,7 @@ def sign_flip_p_value(differences: ArrayLike, n_permutations: int = 10_000, seed
     values = values[values != 0]  # zeros have no sign to change
     if len(values) < 2:  # SciPy refuses these; each sign of a single value is as far from 0 as the other
         return 1.0
-    options = {"n_resamples": n_permutations, "batch": _rows(len(values)), "rng": np.random.default_rng(seed)}
+    options = {"n_resamples": n_permutations, "batch": _rows(len(values)), "rng": np.random.default_rng(SEED)}
     options |= {"permutation_type": "samples", "alternative": "greater"}
     return float(permutation_test((values,), _distance_from_zero, **options).pvalue)
 
@@ -205,23 +203,6 @@ def _rows(width: int) -> int:
 
 def _distance_from_zero(values: np.ndarray, axis: int) -> np.ndarray:
     return np.abs(values.sum(axis=axis))
-
-
-def entries_needed(spread: float, difference: float) -> int | None:
-    """Number of entries that shows a difference of this size at the 5% level in 80% of experiments.
-
-    n = ((z_0.975 + z_0.8) · spread / difference)², the normal approximation for a paired test.
-
-    Args:
-        spread: Standard deviation of the paired differences.
-        difference: The true mean difference.
-
-    Returns:
-        The number, or None if the difference is 0 or the spread unknown (NaN).
-    """
-    if difference == 0 or math.isnan(spread):
-        return None
-    return max(2, math.ceil(((Z_TWO_SIDED_5 + Z_POWER_80) * spread / difference) ** 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -239,19 +220,14 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> dict[str, floa
     """Agreement of two judges over the same entries: Pearson's r, Spearman's rho and Kendall's tau-b, in [-1, 1].
 
     Args:
-        first: One judge's scores.
+        first: One judge's scores, two or more.
         second: The other judge's scores of the same entries, in the same order.
 
     Returns:
         The keys `pearson`, `spearman` and `kendall`; None where a judge gave every entry the same score.
-
-    Raises:
-        InputError: The lengths differ, or there are fewer than two entries.
     """
     from scipy.stats import kendalltau, pearsonr, spearmanr
 
-    if len(first) != len(second) or len(first) < 2:
-        raise InputError(f"agreement needs two judges' scores of the same entries, not {len(first)}, {len(second)}")
     defined = len(set(first)) > 1 and len(set(second)) > 1
     tests = {"pearson": pearsonr, "spearman": spearmanr, "kendall": kendalltau}
     return {name: float(test(first, second).statistic) if defined else None for name, test in tests.items()}

@@ -60,12 +60,12 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> str:
         return _svg(figure, title)
 
 
-def histogram(title: str, values: np.ndarray, number: int, x_label: str, top: float) -> str:
+def histogram(title: str, shares: np.ndarray, number: int, x_label: str, top: float) -> str:
     """SVG of the shares of scores in ten bins from 0 to 100.
 
     Args:
         title: For readers who do not see it.
-        values: (n,) scores.
+        shares: (10,) as `bin_shares` returns them.
         number: In the palette.
         x_label: Of the axis.
         top: Largest share on the axis, the same for histograms side by side.
@@ -73,9 +73,8 @@ def histogram(title: str, values: np.ndarray, number: int, x_label: str, top: fl
     with style.context(_STYLE):
         figure = _figure(150)
         axes = figure.subplots()
-        for low, share in zip(range(0, 100, 10), bin_shares(values), strict=True):
-            bars = axes.bar(low + 5, share, width=9, color=_colour(number))
-            bars[0].set_gid(f"tip: {low} to {low + 10}: {share:.0%}")
+        for low, share in zip(range(0, 100, 10), shares, strict=True):
+            axes.bar(low + 5, share, width=9, color=_colour(number), gid=f"tip: {low} to {low + 10}: {share:.0%}")
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set(xlabel=x_label, ylabel="share", xlim=(0, 100), ylim=(0, 1.05 * top), xticks=range(0, 101, 20))
         return _svg(figure, title)

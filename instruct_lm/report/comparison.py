@@ -1,26 +1,25 @@
 """Settings compared with baselines: paired differences, and what they show in a sentence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import Difference, holm, paired_difference
 from instruct_lm.report.evaluations import METRICS, Evaluation
-from instruct_lm.report.settings import Setting, differing, group, questions
+from instruct_lm.report.settings import Setting, differing, group
 
 LEVEL = 0.05  # of significance
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Contrast:
     """A setting compared with a baseline.
 
     Attributes:
         setting: The setting.
         baseline: The setting that is subtracted.
-        metric: The metric of the p-value: `score`, or `chrf` where the judges differ or there is no judge.
         differences: Metric → difference; empty if the entries are not the same.
         p_value: Of `metric`, adjusted for the number of settings that are compared with this baseline (Holm).
         comparisons: That number.
@@ -28,10 +27,14 @@ class Contrast:
 
     setting: Setting
     baseline: Setting
-    metric: str
     differences: dict[str, Difference]
     p_value: float = 1.0
     comparisons: int = 1
+
+    @property
+    def metric(self) -> str:
+        """The metric of the p-value: `score`, or `chrf` where the judges differ or there is no judge."""
+        return "score" if "score" in self.differences else "chrf"
 
     @property
     def significant(self) -> bool:
@@ -79,16 +82,13 @@ class Comparison:
     @property
     def paired(self) -> dict[str, list[Contrast]]:
         """A baseline's name → its contrasts whose entries are the same; only baselines that have some."""
-        found: dict[str, list[Contrast]] = {}
-        for contrast in self.contrasts:
-            if contrast.differences:
-                found.setdefault(contrast.baseline.name, []).append(contrast)
-        return found
+        paired = [contrast for contrast in self.contrasts if contrast.differences]
+        return {one.baseline.name: [other for other in paired if other.baseline is one.baseline] for one in paired}
 
     @property
     def headline(self) -> str:
         """The metric to show first: `score`, or `chrf` where there is no judge."""
-        return "score" if any("score" in setting.means for setting in self.settings) else "chrf"
+        return "chrf" if all(np.isnan(run.values["score"]).all() for run in self.runs) else "score"
 
 
 def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) -> Comparison:
@@ -125,30 +125,30 @@ def signed(value: float) -> str:
 
 def p_text(p_value: float) -> str:
     """`p < 0.001`, `p = 0.004`, `p = 0.39`."""
-    if p_value < 0.001:
-        return "p < 0.001"
-    return f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
+    digits = 3 if p_value < 0.1 else 2
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{digits}f}"
 
 
 def _against(baseline: Setting, settings: Sequence[Setting]) -> list[Contrast]:
     """The contrasts with one baseline, their p-values adjusted for their number."""
-    contrasts = [_contrast(setting, baseline) for setting in settings]
-    paired = [i for i, contrast in enumerate(contrasts) if contrast.differences]
-    p_values = holm([contrasts[i].differences[contrasts[i].metric].p_value for i in paired])
-    for i, p_value in zip(paired, p_values, strict=True):
-        contrasts[i] = replace(contrasts[i], p_value=p_value, comparisons=len(paired))
+    contrasts = [Contrast(setting, baseline, _differences(setting, baseline)) for setting in settings]
+    paired = [contrast for contrast in contrasts if contrast.differences]
+    p_values = holm([contrast.differences[contrast.metric].p_value for contrast in paired])
+    for contrast, p_value in zip(paired, p_values, strict=True):
+        contrast.p_value, contrast.comparisons = p_value, len(paired)
     return contrasts
 
 
-def _contrast(setting: Setting, baseline: Setting) -> Contrast:
-    if questions(setting.runs[0]) != questions(baseline.runs[0]):
-        return Contrast(setting, baseline, "score", {})
-    differences = {}
+def _differences(setting: Setting, baseline: Setting) -> dict[str, Difference]:
+    """Metric → difference over the same entries, of the metrics that some entry has on both sides."""
+    differences: dict[str, Difference] = {}
+    if setting.runs[0].examples != baseline.runs[0].examples:
+        return differences
     for metric in METRICS if _same_judge(setting, baseline) else METRICS[1:]:
         first, second = setting.values(metric), baseline.values(metric)
         if not np.isnan(np.concatenate([first, second])).any(axis=0).all():
             differences[metric] = paired_difference(first, second, setting.seeds == baseline.seeds)
-    return Contrast(setting, baseline, "score" if "score" in differences else "chrf", differences)
+    return differences
 
 
 def _same_judge(setting: Setting, baseline: Setting) -> bool:

@@ -4,26 +4,28 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
+from instruct_lm.data.dataset import duplicates_between, load_examples, split
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation.responses import MADE_BY, RESPONSES, load_responses
 from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
-from instruct_lm.io.sources import DownloadError, Fetcher
+from instruct_lm.io.sources import Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
 # Keys that change no result. Values of other keys tell settings apart.
-_FILES = {"cache_dir", "offline", "mirror", "output_dir", "resume", "evaluate"}
-_IRRELEVANT = _FILES | {"trainer.progress", "trainer.keep_last", "data.num_workers"}
+_PLACES = {"cache_dir", "offline", "mirror", "output_dir", "resume", "evaluate"}
+_IRRELEVANT = _PLACES | {"trainer.progress", "trainer.keep_last", "data.num_workers"}
 
 
 @dataclass(frozen=True)
@@ -33,22 +35,22 @@ class Evaluation:
     Attributes:
         name: Its name in the report.
         alone: Whether the user named this evaluation itself, not a folder of several: then it is never grouped.
-        folder: With `summary.json`, `scores.jsonl` and `responses.json`.
         run: The training run's folder; None for an untuned model or answers of unknown origin.
         summary: Content of `summary.json`.
-        entries: (n,) dicts of the texts `instruction`, `input`, `output` and `model_response`.
+        examples: (n,) entries of the split.
+        answers: (n,) the model's answers to them.
         values: Name in `METRICS` → (n,) float64: `exact_match` 0 or 1, the others 0-100; NaN where there is no score.
-        config: Of the run, or of the untuned model; empty if unknown.
-        settings: Dotted key → value of everything that decides the result, the judge included.
+        config: Of the run, or of the untuned model, with the judge and the evaluation's own options.
+        settings: Dotted key → value of everything in it that decides the result.
         training: The run's own `summary.json`; empty without a run.
     """
 
     name: str
     alone: bool
-    folder: Path
     run: Path | None
     summary: Mapping[str, Any]
-    entries: Sequence[Mapping[str, str]]
+    examples: list[Example]
+    answers: list[str]
     values: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -71,7 +73,7 @@ class Evaluation:
         for name in set(CURVES) & set(events.Tags()[SCALARS]):
             by_step = {event.step: event.value for event in events.Scalars(name) if math.isfinite(event.value)}
             curves[name] = sorted(by_step.items())
-        return {name: points for name, points in curves.items() if points}
+        return curves
 
     @cached_property
     def seen(self) -> list[int] | None:
@@ -81,12 +83,14 @@ class Evaluation:
         """
         if "data" not in self.config:
             return None
-        keys = ("data", "seed", "cache_dir", "mirror")
-        train = _training_split(json.dumps([self.config.get(key) for key in keys]))
-        if train is None:
+        data, cache_dir = self.config["data"], self.config.get("cache_dir")
+        fetcher = Fetcher(Path(cache_dir) if cache_dir else None, offline=True, mirror=self.config.get("mirror"))
+        try:
+            examples = load_examples(fetcher.fetch(data["source"], sha256=data["sha256"]), data["limit"])
+        except InputError:  # the file is not on this machine, or another one
             return None
-        answered = [Example(entry["instruction"], entry["input"], entry["output"]) for entry in self.entries]
-        found = duplicates_between(Splits(train, answered, []))
+        splits = split(examples, data["train_fraction"], data["test_fraction"], data["shuffle"], self.config["seed"])
+        found = duplicates_between(splits._replace(test=self.examples, validation=[]))
         return sorted(place for duplicate in found for place in duplicate.places["test"])
 
 
@@ -104,7 +108,7 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
     Raises:
         InputError: A path that holds no complete evaluation; the message names the command that makes one.
     """
-    loaded: list[Evaluation] = []
+    chosen: list[tuple[Path, str, bool]] = []  # arguments of `load`
     waiting: list[Path] = []
     for argument in arguments:
         name, _, location = ("", "", argument) if Path(argument).exists() else argument.rpartition("=")
@@ -112,7 +116,7 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
         if not path.is_dir():
             raise InputError(f"{path}: no such folder. Give one that train.py or evaluate.py wrote.")
         if (folder := _evaluation_folder(path)) is not None:
-            loaded.append(load(folder, name))
+            chosen.append((folder, name, True))
             continue
         inside = {p: _evaluation_folder(p) for p in sorted(filter(Path.is_dir, path.iterdir()), key=_job_order)}
         found = [folder for folder in inside.values() if folder]
@@ -121,11 +125,11 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             raise InputError(f"{path} holds no evaluation: run python evaluate.py run={(runs or [path])[0]} first.")
         if name:
             raise InputError(f"{argument}: a folder's evaluations are named by their settings. Leave out {name}=.")
-        loaded += [load(folder, alone=False) for folder in found]
+        chosen += [(folder, "", False) for folder in found]
         waiting += runs
-    if len({item.folder.resolve() for item in loaded}) < len(loaded):
+    if len({folder.resolve() for folder, _, _ in chosen}) < len(chosen):
         raise InputError("The same evaluation is given twice: leave one out.")
-    return loaded, waiting
+    return [load(folder, name, alone) for folder, name, alone in chosen], waiting
 
 
 def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
@@ -142,41 +146,27 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     summary = _read(folder / SUMMARY)
     if not {"judge", "failed"} <= summary.keys():
         raise InputError(f"{folder / SUMMARY} lacks the judge: another version wrote it. Run evaluate.py again.")
-    entries = _read_entries(folder / "responses.json")
-    made_by = _read(folder / "responses.made.json", required=False).get("made_by", {})
-    checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml", required=False).get("checkpoint")
+    examples, answers = _read_answers(folder / RESPONSES)
+    made_by = _read(folder / MADE_BY).get("made_by", {})
+    checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml", yaml.safe_load).get("checkpoint")
     run = None if checkpoint == UNTUNED else _find_run(folder, summary)
-    config = {key: value for key, value in made_by.items() if key != "files"}
-    config |= _read(run / CONFIG_FILE) if run else {}
+    made_by.pop("files", None)
+    config = made_by | (_read(run / CONFIG_FILE, yaml.safe_load) if run else {})
     # An evaluation has its own split and generation options, whatever its run's configuration says.
-    own = {key: made_by[key] for key in ("generation", "split") if key in made_by}
-    decisive = {**config, **own, "judge": summary["judge"], "checkpoint": checkpoint if run else None}
+    config |= {key: made_by[key] for key in ("generation", "split") if key in made_by}
+    config |= {"judge": summary["judge"], "checkpoint": checkpoint if run else None}
     return Evaluation(
         name=name or _folder_name(folder),
         alone=alone,
-        folder=folder,
         run=run,
         summary=summary,
-        entries=entries,
-        values=_read_scores(folder / "scores.jsonl", len(entries)),
+        examples=examples,
+        answers=answers,
+        values=_read_scores(folder / "scores.jsonl", len(examples)),
         config=config,
-        settings={key: value for key, value in _flatten(decisive) if key not in _IRRELEVANT},
-        training=_read(run / SUMMARY, required=False) if run else {},
+        settings={key: value for key, value in _flatten(config) if key not in _IRRELEVANT},
+        training=_read(run / SUMMARY) if run else {},
     )
-
-
-@cache
-def _training_split(key: str) -> list[Example] | None:
-    """The training split of a configuration's data if the file is on this machine; never downloads it."""
-    data, seed, cache_dir, mirror = json.loads(key)
-    source = data["source"]
-    fetcher = Fetcher(Path(cache_dir).expanduser() if cache_dir else None, offline=True, mirror=mirror)
-    try:
-        path = fetcher.fetch(source, sha256=data["sha256"])
-        examples = load_examples(path, data["limit"])
-    except (InputError, DownloadError):
-        return None
-    return split(examples, data["train_fraction"], data["test_fraction"], data["shuffle"], seed).train
 
 
 def _job_order(path: Path) -> list[str | float]:
@@ -188,7 +178,7 @@ def _job_order(path: Path) -> list[str | float]:
 def _evaluation_folder(path: Path) -> Path | None:
     """The folder itself if it holds an evaluation, or that of a run's test split."""
     folders = (path / "evaluation" / "test", path)  # a run has a summary of its own, but no responses beside it
-    return next((f for f in folders if (f / SUMMARY).is_file() and (f / "responses.json").is_file()), None)
+    return next((f for f in folders if (f / SUMMARY).is_file() and (f / RESPONSES).is_file()), None)
 
 
 def _folder_name(folder: Path) -> str:
@@ -206,44 +196,38 @@ def _find_run(folder: Path, summary: Mapping[str, Any]) -> Path | None:
     return next((run for run in candidates if (run / CONFIG_FILE).is_file()), None)
 
 
-def _read(path: Path, kind: type = dict, required: bool = True) -> Any:
-    """Content of a JSON or YAML file, or lines of a JSONL file; empty if the file is missing and not required."""
-    if not required and not path.is_file():
-        return kind()
-    parse = {".json": json.loads, ".yaml": yaml.safe_load, ".jsonl": str.splitlines}[path.suffix]
+def _read(path: Path, parse: Callable[[str], Any] = json.loads, kind: type = dict) -> Any:
+    """Content of a file, of this type; empty if there is no such file."""
     try:
-        value = parse(path.read_text(encoding="utf-8-sig"))
+        value = parse(path.read_text(encoding="utf-8-sig")) if path.is_file() else kind()
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds {value!r:.40}, not a {kind.__name__}")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or f"it is not valid {path.suffix[1:].upper()} ({error})"
-        raise InputError(f"{path} cannot be read: {reason}. Run evaluate.py again.") from error
-    if not isinstance(value, kind):
-        raise InputError(f"{path} must hold {'an object' if kind is dict else 'a list'}. Run evaluate.py again.")
+        raise InputError(f"{path} cannot be read: {error}. Run evaluate.py again.") from error
     return value
 
 
-def _read_entries(path: Path) -> list[dict[str, str]]:
-    entries = []
-    for number, entry in enumerate(_read(path, list), start=1):
-        texts = {}
-        for key in ("instruction", "input", "output", "model_response"):
-            value = entry.get(key) if isinstance(entry, dict) else None
-            value = "" if value is None and key == "input" else value
-            if not isinstance(value, str):
-                raise InputError(f"{path}: entry {number} has no text {key!r}. Run evaluate.py again.")
-            texts[key] = value.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate pair
-        entries.append(texts)
-    return entries
+def _read_answers(path: Path) -> tuple[list[Example], list[str]]:
+    """The entries of `responses.json`, which scoring has checked, and the answers to them."""
+    examples, answers = [], []
+    for number, entry in enumerate(load_responses(path), start=1):
+        match entry:
+            case {"instruction": str(instruction), "output": str(output), "model_response": str(answer)}:
+                examples.append(Example(instruction, entry.get("input") or "", output))
+                answers.append(answer)
+            case _:
+                texts = "instruction, output and model_response"
+                raise InputError(f"{path}: entry {number} needs the texts {texts}. Run evaluate.py again.")
+    return examples, answers
 
 
 def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
     """The columns of `scores.jsonl`; of two lines for an entry the last counts, a torn line does not."""
     scored = {}
-    for line in _read(path, list):
-        try:
+    for line in _read(path, str.splitlines, list):
+        with suppress(ValueError, TypeError, LookupError):
             item = json.loads(line)
-            scored[item["index"]] = [float("nan" if item[metric] is None else item[metric]) for metric in METRICS]
-        except (ValueError, TypeError, LookupError):
-            continue
+            scored[item["index"]] = np.array([item[metric] for metric in METRICS], dtype=np.float64)  # None: NaN
     done = [scored[i] for i in range(n) if i in scored]
     if len(done) < n:
         raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run it again.")

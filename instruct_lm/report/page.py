@@ -8,9 +8,8 @@ import numpy as np
 from instruct_lm.report import charts
 from instruct_lm.report.comparison import Comparison
 from instruct_lm.report.evaluations import CURVES
-from instruct_lm.report.side_by_side import by_disagreement, side_by_side
-from instruct_lm.report.tables import LABELS, all_tables, difference_text, interval_text, seen_sentence
-from instruct_lm.report.text import TEMPLATES, template
+from instruct_lm.report.tables import LABELS, difference_text, interval_text
+from instruct_lm.report.text import TEMPLATES, content, template
 
 _CURVE_TITLES = ("Training loss", "Validation loss", "Validation loss of the responses")
 
@@ -19,17 +18,13 @@ def render(comparison: Comparison, title: str) -> str:
     """The page. All texts of entries, answers and names are escaped, and its policy runs no script but its own."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     intervals = [_scores(comparison), *(_differences(comparison, baseline) for baseline in comparison.paired)]
-    losses, legend = _loss_curves(comparison)
+    trained = [(i, s.name) for i, s in enumerate(comparison.settings) if any(run.curves for run in s.runs)]
     return template("page.html").render(
-        title=title,
-        comparison=comparison,
-        seen_sentence=seen_sentence(comparison),
-        tables=all_tables(comparison),
+        content(comparison, title),
         intervals={chart.title: charts.interval_charts([chart]) for chart in intervals},
         histograms=_histograms(comparison),
-        losses=losses,
-        legend=legend,
-        entries=by_disagreement(side_by_side(comparison)),
+        losses=_loss_curves(comparison),
+        legend=[(i % charts.N_COLOURS, name) for i, name in trained],
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -46,7 +41,7 @@ def _scores(comparison: Comparison) -> charts.Intervals:
     """Each setting's mean score (chrF without a judge) with its interval."""
     metric, rows = comparison.headline, []
     for i, setting in enumerate(comparison.settings):
-        if found := setting.means.get(metric):
+        if found := setting.mean(metric):
             rows.append((setting.name, found, interval_text(found), i))
     return charts.Intervals("Scores", rows, f"{LABELS[metric]}, 95% interval")
 
@@ -66,26 +61,26 @@ def _differences(comparison: Comparison, baseline: str) -> charts.Intervals:
 
 def _histograms(comparison: Comparison) -> list[tuple[str, str]]:
     """(setting, SVG) of each setting that has scores, with the same vertical axis."""
-    metric, scored = comparison.headline, []
-    for i, setting in enumerate(comparison.settings):
-        values = setting.values(metric)
-        if (values := values[~np.isnan(values)]).size:
-            scored.append((f"Distribution of scores of {setting.name}", values, i, LABELS[metric]))
-    top = max((float(charts.bin_shares(values).max()) for _, values, *_ in scored), default=1.0)
-    return [(comparison.settings[chart[2]].name, charts.histogram(*chart, top)) for chart in scored]
+    values = {setting.name: setting.values(comparison.headline) for setting in comparison.settings}
+    shares = {name: charts.bin_shares(scores[~np.isnan(scores)]) for name, scores in values.items()}
+    top = max(float(found.max()) for found in shares.values())
+    return [
+        (name, charts.histogram(f"Distribution of scores of {name}", found, i, LABELS[comparison.headline], top))
+        for i, (name, found) in enumerate(shares.items())
+        if found.any()
+    ]
 
 
-def _loss_curves(comparison: Comparison) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
-    """(title, SVG) of each kind of loss that some run logged, and (colour, setting) of the settings that did."""
+def _loss_curves(comparison: Comparison) -> list[tuple[str, str]]:
+    """(title, SVG) of each kind of loss that some run logged."""
     figures = []
-    legend: dict[tuple[int, str], None] = {}
     for key, title in zip(CURVES, _CURVE_TITLES, strict=True):
-        curves = []
-        for i, setting in enumerate(comparison.settings):
-            for run in setting.runs:
-                if points := run.curves.get(key):
-                    curves.append((run.name, charts.thin(points), i))
-                    legend[i % charts.N_COLOURS, setting.name] = None
+        curves = [
+            (run.name, charts.thin(run.curves[key]), i)
+            for i, setting in enumerate(comparison.settings)
+            for run in setting.runs
+            if run.curves.get(key)
+        ]
         if curves:
             figures.append((title, charts.line_chart(title, curves, "optimizer step")))
-    return figures, list(legend)
+    return figures

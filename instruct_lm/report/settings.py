@@ -4,13 +4,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from instruct_lm.evaluation.statistics import bootstrap_interval
-from instruct_lm.report.evaluations import METRICS, Evaluation
+from instruct_lm.report.evaluations import Evaluation
 
 _NAMES = ("name", "kind", "style")  # keys that stand for their whole group
 
@@ -36,16 +35,17 @@ class Setting:
         """(k, n) float64, NaN where there is no score."""
         return np.stack([run.values[metric] for run in self.runs])
 
-    @cached_property
-    def means(self) -> dict[str, tuple[float, float, float]]:
-        """Metric → mean and 95% interval over the entries that have a value in every run; only metrics with such."""
-        means = {}
-        for metric in METRICS:
-            values = self.values(metric)
-            values = values[:, ~np.isnan(values).any(axis=0)]
-            if values.size:
-                means[metric] = (float(values.mean()), *bootstrap_interval(values))
-        return means
+    def mean(self, metric: str, places: Sequence[int] | None = None) -> tuple[float, float, float] | None:
+        """Mean and 95% interval over the entries that have a value in every run; None if there are none.
+
+        Args:
+            metric: A name in `METRICS`.
+            places: The entries to look at; None: all.
+        """
+        values = self.values(metric)
+        values = values if places is None else values[:, places]
+        values = values[:, ~np.isnan(values).any(axis=0)]
+        return (float(values.mean()), *bootstrap_interval(values)) if values.size else None
 
 
 def group(evaluations: Sequence[Evaluation], keys: Sequence[str]) -> list[Setting]:
@@ -60,7 +60,8 @@ def group(evaluations: Sequence[Evaluation], keys: Sequence[str]) -> list[Settin
     groups: dict[Any, list[Evaluation]] = defaultdict(list)
     for number, run in enumerate(evaluations):
         decisive = {key: value for key, value in run.settings.items() if key != "seed"}
-        groups[number if run.alone else json.dumps([decisive, questions(run)], sort_keys=True)].append(run)
+        key = number if run.alone else (json.dumps(decisive, sort_keys=True), tuple(run.examples))
+        groups[key].append(run)
     taken: Counter[str] = Counter()
     settings = []
     for runs in groups.values():
@@ -73,11 +74,6 @@ def group(evaluations: Sequence[Evaluation], keys: Sequence[str]) -> list[Settin
             named = (replace(run, name=name + suffix.format(run.settings.get("seed"))) for run in members)
             settings.append(Setting(name, tuple(named)))
     return settings
-
-
-def questions(evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """(instruction, input, reference) of each entry: scores can be paired where these agree."""
-    return [(entry["instruction"], entry["input"], entry["output"]) for entry in evaluation.entries]
 
 
 def differing(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -111,11 +107,9 @@ def short(key: str) -> str:
 
 def value_text(value: Any) -> str:
     """A configuration value as the user types it on the command line."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
     if isinstance(value, float):
         return f"{value:g}"
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
 def _name(members: Sequence[Evaluation], keys: Sequence[str]) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from instruct_lm.data.prompts import Example
 from instruct_lm.report.comparison import Comparison
-from instruct_lm.report.evaluations import Evaluation
-from instruct_lm.report.settings import Setting, questions
+from instruct_lm.report.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,20 @@ class SharedAnswer:
 
     Attributes:
         text: The answer.
-        by: Names of the settings that gave it, with seeds where not all of a setting's runs did.
-        scores: One per evaluation; None where there is no score.
+        by: Names of the settings that gave it, or of the runs where not all of a setting's did.
+        scores: One per evaluation; NaN where there is no score.
         setting: Number of the first one's setting, from 0.
     """
 
     text: str
     by: str
-    scores: Sequence[float | None]
+    scores: Sequence[float]
     setting: int
 
     @property
     def scores_text(self) -> str:
         """`85`, `60, 85` if they differ, `–` for no score."""
-        return ", ".join(dict.fromkeys("–" if score is None else f"{score:.0f}" for score in self.scores))
+        return ", ".join(dict.fromkeys("–" if np.isnan(score) else f"{score:.0f}" for score in self.scores))
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,18 @@ class ComparedEntry:
 
     Attributes:
         number: Its place in the responses, from 1.
-        instruction: The instruction.
-        input: Its input; empty if it has none.
-        reference: The reference answer.
+        example: The entry.
         answers: In the order of the settings; equal texts are one answer.
     """
 
     number: int
-    instruction: str
-    input: str
-    reference: str
+    example: Example
     answers: Sequence[SharedAnswer]
 
     @property
     def scores(self) -> list[float]:
         """All known scores."""
-        return [score for answer in self.answers for score in answer.scores if score is not None]
+        return [score for answer in self.answers for score in answer.scores if not np.isnan(score)]
 
     @property
     def spread(self) -> float:
@@ -64,13 +60,12 @@ class ComparedEntry:
 
 def side_by_side(comparison: Comparison) -> list[ComparedEntry]:
     """The entries of the first setting, in their order, with the answers of all settings that have the same entries."""
-    first = comparison.runs[0]
-    settings = [(i, s) for i, s in enumerate(comparison.settings) if questions(s.runs[0]) == questions(first)]
-    entries = []
-    for index, entry in enumerate(first.entries):
-        answers = _shared_answers(index, settings, comparison.headline)
-        entries.append(ComparedEntry(index + 1, entry["instruction"], entry["input"], entry["output"], answers))
-    return entries
+    examples, metric = comparison.runs[0].examples, comparison.headline
+    settings = [(i, s) for i, s in enumerate(comparison.settings) if s.runs[0].examples == examples]
+    return [
+        ComparedEntry(index + 1, example, _shared_answers(index, settings, metric))
+        for index, example in enumerate(examples)
+    ]
 
 
 def by_disagreement(entries: Sequence[ComparedEntry]) -> list[ComparedEntry]:
@@ -86,20 +81,14 @@ def evenly(entries: Sequence[ComparedEntry], count: int) -> list[ComparedEntry]:
 
 def _shared_answers(index: int, settings: Sequence[tuple[int, Setting]], metric: str) -> list[SharedAnswer]:
     """The different answers to the entry with this index."""
-    given: dict[str, dict[int, list[Evaluation]]] = defaultdict(lambda: defaultdict(list))  # text → setting → runs
+    given: dict[str, list[tuple[str, float, int]]] = defaultdict(list)  # answer → (by, score, number of the setting)
     for number, setting in settings:
+        alike = len({run.answers[index] for run in setting.runs}) == 1
         for run in setting.runs:
-            given[run.entries[index]["model_response"]][number].append(run)
-    named, answers = dict(settings), []
-    for text, by_setting in given.items():
-        names = [_with_seeds(named[number], runs) for number, runs in by_setting.items()]
-        values = [float(run.values[metric][index]) for runs in by_setting.values() for run in runs]
-        scores = [None if np.isnan(value) else value for value in values]
-        answers.append(SharedAnswer(text, "; ".join(names), scores, next(iter(by_setting))))
+            by = setting.name if alike else run.name
+            given[run.answers[index]].append((by, float(run.values[metric][index]), number))
+    answers = []
+    for text, givers in given.items():
+        names, scores, numbers = zip(*givers, strict=True)
+        answers.append(SharedAnswer(text, "; ".join(dict.fromkeys(names)), scores, numbers[0]))
     return answers
-
-
-def _with_seeds(setting: Setting, runs: Sequence[Evaluation]) -> str:
-    """The setting's name, with the seeds of the runs if these are not all of its runs."""
-    seeds = ", ".join(str(run.settings.get("seed")) for run in runs)
-    return setting.name if len(runs) == len(setting.runs) else f"{setting.name} (seed {seeds})"

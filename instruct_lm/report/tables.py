@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lm.evaluation.statistics import Difference, agreement, bootstrap_interval
+from instruct_lm.evaluation.statistics import Difference, agreement
 from instruct_lm.report.comparison import Comparison, p_text, signed
 from instruct_lm.report.evaluations import Evaluation
 from instruct_lm.report.settings import Setting, short, value_text
@@ -62,12 +62,12 @@ def scores_table(comparison: Comparison) -> Table:
     """A row per setting: means with their intervals."""
     rows = []
     for setting in comparison.settings:
-        n = len(setting.runs[0].entries)
+        n = len(setting.runs[0].examples)
         failed = sum(run.summary["failed"] for run in setting.runs)
         row = {"setting": setting.name}
         for metric, label in LABELS.items():
             unit = (n, f" of {n}") if metric == "exact_match" else (1, "")
-            row[label] = interval_text(setting.means.get(metric), *unit)
+            row[label] = interval_text(setting.mean(metric), *unit)
         row |= {"ended": _average(setting, "ended", "{:.0%}"), "tokens": _average(setting, "mean_tokens", "{:.1f}")}
         row["seeds"] = _seeds(setting) if len(setting.runs) > 1 else NONE
         row["without a score"] = str(failed) if failed else NONE
@@ -86,7 +86,7 @@ def differences_tables(comparison: Comparison) -> list[Table]:
         for contrast in contrasts:
             row = {"setting": contrast.setting.name}
             for metric, label in (LABELS | {"exact_match": "exact match, entries"}).items():
-                scale = len(contrast.setting.runs[0].entries) if metric == "exact_match" else 1
+                scale = len(contrast.setting.runs[0].examples) if metric == "exact_match" else 1
                 row[label] = difference_text(contrast.differences.get(metric), scale)
             needed = contrast.differences[contrast.metric].entries_needed
             row["p"] = p_text(contrast.p_value).removeprefix("p ").removeprefix("= ")
@@ -99,15 +99,12 @@ def seen_table(comparison: Comparison) -> Table:
     """Scores of the test entries that are also in the training split, apart from the others."""
     metric, rows = comparison.headline, []
     for setting in comparison.settings:
-        if not setting.runs[0].seen:
+        if not (seen := setting.runs[0].seen):
             continue
-        values = setting.values(metric)
-        seen = np.isin(np.arange(values.shape[1]), setting.runs[0].seen)
-        scored = ~np.isnan(values).any(axis=0)
-        row = {"setting": setting.name, "also in training": str(seen.sum())}
-        for label, part in (("these", values[:, seen & scored]), ("the others", values[:, ~seen & scored])):
-            found = (float(part.mean()), *bootstrap_interval(part)) if part.size else None
-            row[f"{LABELS[metric]} of {label}"] = interval_text(found)
+        others = [place for place in range(len(setting.runs[0].examples)) if place not in seen]
+        row = {"setting": setting.name, "also in training": str(len(seen))}
+        row[f"{LABELS[metric]} of these"] = interval_text(setting.mean(metric, seen))
+        row[f"{LABELS[metric]} of the others"] = interval_text(setting.mean(metric, others))
         rows.append(row)
     return Table("Test entries that are also in the training split", rows, _SEEN_NOTE)
 
@@ -115,16 +112,11 @@ def seen_table(comparison: Comparison) -> Table:
 def seen_sentence(comparison: Comparison) -> str:
     """One line on what `seen_table` shows."""
     seen = {setting.name: setting.runs[0].seen for setting in comparison.settings}
-    unknown = [name for name, found in seen.items() if found is None]
-    most = max((len(found) for found in seen.values() if found is not None), default=0)
-    if len(unknown) == len(seen):
-        return (
-            "It is unknown whether test entries are also in the training split: the data file is not on this machine."
-        )
-    n = ["No test entry is", "1 test entry is", f"{most} test entries are"][min(most, 2)]
-    apart = "; a table gives their scores apart from the others." if most else " (same instruction and input)."
-    rest = f" Unknown, because the data file is not on this machine: {', '.join(unknown)}." if unknown else ""
-    return f"{n} also in the training split{apart}{rest}"
+    known = [len(places) for places in seen.values() if places is not None]
+    unknown = ", ".join(name for name, places in seen.items() if places is None)
+    parts = [f"{max(known)} (same instruction and input)"] if known else []
+    parts += [f"unknown for {unknown}, whose data file is not on this machine"] if unknown else []
+    return f"Test entries that are also in the training split: {'; '.join(parts)}."
 
 
 def settings_table(comparison: Comparison) -> Table:
@@ -162,7 +154,8 @@ def agreement_table(comparison: Comparison) -> Table:
     """Judges that scored the same answers."""
     rows = []
     for first, second in combinations(comparison.runs, 2):
-        if first.summary["judge"] == second.summary["judge"] or list(first.entries) != list(second.entries):
+        same = first.examples == second.examples and first.answers == second.answers
+        if not same or first.summary["judge"] == second.summary["judge"]:
             continue
         scores = np.stack([first.values["score"], second.values["score"]])
         scores = scores[:, ~np.isnan(scores).any(axis=0)]
@@ -171,11 +164,6 @@ def agreement_table(comparison: Comparison) -> Table:
             found = agreement(*scores.tolist())
             rows.append(row | {name.title(): _formatted(value, "{:.2f}") for name, value in found.items()})
     return Table("Agreement of judges on the same answers", rows)
-
-
-def sentences(comparison: Comparison) -> list[str]:
-    """What the comparison shows, a sentence per contrast."""
-    return [*(contrast.sentence for contrast in comparison.contrasts), seen_sentence(comparison)]
 
 
 def markdown(table: Table) -> str:
@@ -213,7 +201,7 @@ def difference_text(found: Difference | None, scale: float = 1) -> str:
 
 def _judge(run: Evaluation) -> str:
     judge = run.summary["judge"]
-    return f"{judge['kind']} {judge['model']}" if judge.get("model") else str(judge["kind"])
+    return " ".join(judge[key] for key in ("kind", "model") if judge.get(key))
 
 
 def _seeds(setting: Setting) -> str:

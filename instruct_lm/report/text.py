@@ -3,13 +3,14 @@
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
 from markupsafe import Markup, escape
 
 from instruct_lm.report.comparison import Comparison
 from instruct_lm.report.side_by_side import by_disagreement, evenly, side_by_side
-from instruct_lm.report.tables import all_tables, markdown, markdown_text, sentences
+from instruct_lm.report.tables import all_tables, markdown, markdown_text, seen_sentence
 
 TEMPLATES = Path(__file__).with_name("templates")
 N_SHOWN = 5  # entries with their answers in the terminal
@@ -24,15 +25,21 @@ def terminal(comparison: Comparison, width: int) -> str:
         comparison: The content.
         width: Columns of the terminal, for sentences and answers; tables have their own width.
     """
-    content = {"tables": all_tables(comparison), "sentences": sentences(comparison), "width": width}
-    return template("report.txt").render(entries=evenly(side_by_side(comparison), N_SHOWN), **content).rstrip()
+    shown = evenly(side_by_side(comparison), N_SHOWN)
+    return template("report.txt").render(content(comparison), shown=shown, width=width).rstrip()
 
 
 def markdown_report(comparison: Comparison, title: str) -> str:
     """All tables, the sentences and the answers with the largest disagreement in Markdown."""
-    content = {"tables": all_tables(comparison), "sentences": sentences(comparison), "title": title}
+    return template("report.md").render(content(comparison, title), n_shown=N_WRITTEN).rstrip() + "\n"
+
+
+def content(comparison: Comparison, title: str = "") -> dict[str, Any]:
+    """What all templates show; the entries in the order of disagreement."""
     entries = by_disagreement(side_by_side(comparison))
-    return template("report.md").render(entries=entries, n_shown=N_WRITTEN, **content).rstrip() + "\n"
+    sentences = [*(contrast.sentence for contrast in comparison.contrasts), seen_sentence(comparison)]
+    shown = {"tables": all_tables(comparison), "sentences": sentences, "entries": entries}
+    return {"comparison": comparison, "title": title, **shown}
 
 
 def template(name: str) -> Template:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import (
+    Difference,
     _resampled_means,
     agreement,
     bootstrap_interval,
-    entries_needed,
     holm,
     paired_difference,
     sign_flip_p_value,
@@ -29,14 +29,13 @@ def test_bootstrap_interval_equals_a_naive_loop():
     # the error of an end is about 0.2 at 20,000 resamples
     assert low == pytest.approx(means[500], abs=1)
     assert high == pytest.approx(means[-500], abs=1)
-    narrow = bootstrap_interval(values, confidence=0.5)
-    assert low < narrow[0] < statistics.mean(values) < narrow[1] < high
+    assert low < statistics.mean(values) < high
 
 
 @pytest.mark.parametrize("n", [2, 7, 110, 3000])
 def test_the_draws_of_one_seed_are_those_of_scipy(n):
     values = np.random.default_rng(n).uniform(0, 100, n)
-    own = _resampled_means([values[None]], 10_000, seed=0)
+    own = _resampled_means([values[None]], 10_000)
     low, high = np.quantile(own, [0.025, 0.975])
     assert bootstrap_interval(values) == pytest.approx((low, high), rel=1e-12)
 
@@ -77,7 +76,7 @@ def test_a_resample_by_hand():
             drawn = by_seed[list(seeds)].mean()
             expected.add(round(by_seed.mean() + math.sqrt(2) * (drawn - by_seed.mean()), 6))
     assert 31.715729 in expected
-    assert set(_resampled_means([scores], 1000, seed=0).round(6)) == expected
+    assert set(_resampled_means([scores], 1000).round(6)) == expected
 
 
 def test_bootstrap_interval_of_many_values_is_the_normal_one():
@@ -101,10 +100,9 @@ def test_bootstrap_interval_is_reproducible_and_exact_where_nothing_varies():
     assert bootstrap_interval([7]) == (7, 7)
 
 
-@pytest.mark.parametrize(("values", "confidence"), [([], 0.95), ([1, 2], 0), ([1, 2], 95)])
-def test_bootstrap_interval_refuses(values, confidence):
-    with pytest.raises(InputError):
-        bootstrap_interval(values, confidence)
+def test_an_interval_needs_a_score():
+    with pytest.raises(InputError, match="at least one"):
+        bootstrap_interval([])
 
 
 def naive_sign_flip(differences):
@@ -161,10 +159,11 @@ def test_equal_scores_differ_by_nothing():
     assert (found.mean, found.low, found.high, found.p_value, found.entries_needed) == (0, 0, 0, 1, None)
 
 
-@pytest.mark.parametrize(("first", "second"), [([1, 2], [1, 2, 3]), ([math.nan, 1], [1, math.nan])])
-def test_scores_that_cannot_be_paired_are_an_error(first, second):
-    with pytest.raises(InputError, match=r"entr(y|ies)"):
-        paired_difference(first, second)
+def test_scores_that_cannot_be_paired_are_an_error():
+    with pytest.raises(InputError, match="no entry"):
+        paired_difference([math.nan, 1], [1, math.nan])
+    with pytest.raises(ValueError, match=r"size 2.* size 3"):
+        paired_difference([1, 2], [1, 2, 3])
 
 
 def crossed(rng, seeds, entries, seed_spread, entry_spread=25, rest=15):
@@ -239,6 +238,10 @@ def test_long_sets_are_resampled_in_blocks():
     assert low < scores.mean() < high < low + 5
 
 
+def entries_needed(spread, mean):
+    return Difference(mean, mean, mean, 1.0, spread, entries=2).entries_needed
+
+
 def test_entries_needed_by_hand():
     assert entries_needed(30, 5) == 283  # (2.801585 * 6)^2 = 282.6
     assert entries_needed(30, -5) == 283
@@ -281,5 +284,3 @@ def test_agreement_by_hand():
     # 4 pairs agree, 1 disagrees and 1 is tied in x: tau-b = 3 / sqrt(5 * 6)
     result = agreement([10, 20, 20, 40], [1, 3, 2, 2.5])
     assert result["kendall"] == pytest.approx(3 / 30**0.5)
-    with pytest.raises(InputError, match="2, 1"):
-        agreement([1, 2], [1])

@@ -109,6 +109,22 @@ def test_a_handful_of_answers_is_shown_side_by_side(pair, capsys):
     assert "new 5" in shown
 
 
+def test_an_answer_that_some_seeds_gave_names_these(tmp_path, capsys):
+    for seed, last in ((1, "same"), (2, "same"), (3, "other")):
+        write_run(tmp_path / "runs" / f"{seed}", ["all", last], [50.0, 60.0 + seed], config=config_of(seed))
+    out = run(capsys, tmp_path / "runs", "--md", tmp_path / "r.md")[1]
+    assert "  1 [50]: all\n" in out
+    assert "  1, seed 1; 1, seed 2 [61, 62]: same\n  1, seed 3 [63]: other\n" in out
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_report(tmp_path, capsys):
+    write_evaluation(tmp_path / "a", ["half \ud83d", "whole"], [1.0, 2.0])
+    status, out, _ = run(capsys, tmp_path / "a", "--md", tmp_path / "r.md", "--html", tmp_path / "r.html")
+    assert (status, r"half \ud83d" in out) == (0, True)
+    assert "half ?" in (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "half ?" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_a_terminal_gets_no_control_characters(tmp_path, capsys):
     write_evaluation(tmp_path / "a", ["\x1b[2J red\x07", "\ttab\u202e"], [1.0, 2.0])
     out = run(capsys, tmp_path / "a")[1]
@@ -233,13 +249,13 @@ def test_test_entries_that_stand_in_training_are_reported_apart(tmp_path, capsys
         "score of these": "90.0 [90.0, 90.0]",
         "score of the others": "30.0 [30.0, 30.0]",
     }
-    assert "1 test entry is also in the training split" in out
+    text = "Test entries that are also in the training split: "
+    assert f"{text}1 (same instruction and input)." in " ".join(out.split())
+    assert load(tmp_path / "run" / "evaluation" / "test").seen == [1]
     source.unlink()
-    load_again = compare([load(tmp_path / "run" / "evaluation" / "test")])
-    assert load_again.runs[0].seen == [1]  # read once a process; a new one finds the file gone:
-    command = [sys.executable, "-m", "instruct_lm.report", str(tmp_path / "run")]
-    fresh = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-    assert "also in the training split: the data file is not on this machine" in " ".join(fresh.stdout.split())
+    assert load(tmp_path / "run" / "evaluation" / "test").seen is None
+    out = " ".join(run(capsys, tmp_path / "run")[1].split())
+    assert f"{text}unknown for run, whose data file is not on this machine." in out
 
 
 def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_path):
@@ -260,9 +276,10 @@ def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_pat
         (["good", "good"], "given twice"),
         (["good", "--baseline", "bad"], "--baseline bad: there is no such setting. Choose one of: good."),
         (["torn"], "scores.jsonl has 5 of 6 entries: the evaluation was interrupted"),
-        (["unscored"], "scores.jsonl cannot be read"),
-        (["broken"], "summary.json cannot be read: it is not valid JSON"),
-        (["textless"], "entry 1 has no text 'model_response'"),
+        (["unscored"], "scores.jsonl has 0 of 6 entries: the evaluation was interrupted"),
+        (["broken"], "summary.json cannot be read: Expecting property name"),
+        (["textless"], "entry 1 needs the texts instruction, output and model_response"),
+        (["listed"], "summary.json cannot be read: it holds [1], not a dict"),
         (["good", "--html", "good"], "good cannot be written"),
     ],
 )
@@ -271,13 +288,14 @@ def test_bad_input_ends_with_status_2_and_the_remedy(tmp_path, monkeypatch, caps
     Path("empty").mkdir()
     write_run(Path("trained"))
     write_run(Path("sweep", "0_seed-1"))
-    for name in ("good", "torn", "unscored", "broken", "textless"):
+    for name in ("good", "torn", "unscored", "broken", "listed", "textless"):
         write_evaluation(Path(name), answers(), SCORES)
     write_evaluation(Path("outputs", "one"), answers(), SCORES)
     scores = Path("torn", "scores.jsonl")
     scores.write_bytes(scores.read_bytes()[:-20])
     Path("unscored", "scores.jsonl").unlink()
     Path("broken", "summary.json").write_text("{")
+    Path("listed", "summary.json").write_text("[1]")
     Path("textless", "responses.json").write_text('[{"instruction": "a", "output": "b"}]')
     status, _, err = run(capsys, *arguments)
     assert status == 2
@@ -311,7 +329,7 @@ def test_markdown_shows_every_character_as_it_is(pair, tmp_path, capsys):
     status, _, _ = run(capsys, *pair, "--md", tmp_path / "r.md")
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert status == 0
-    assert text.startswith("# untuned and tuned compared\n\n- tuned is better than untuned by ")
+    assert text.startswith("# Evaluation of untuned, tuned\n\n- tuned is better than untuned by ")
     assert "- tuned [100]: new 4" in text
     assert text.index("### Entry 5") < text.index("### Entry 1")  # 0 against 100
     assert markdown_text("a|b\n*c* <b> `d` [e](f) &lt; x_y _z_ 1 < 2") == (
@@ -328,20 +346,6 @@ def test_other_code_writes_a_report_by_one_call(pair, tmp_path, capsys):
     assert files["svg"].read_text(encoding="utf-8").startswith("<svg ")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         report.write_report(["nowhere"])
-
-
-def test_a_summary_in_a_few_lines():
-    numbers = {"n": 64, "exact_match": 25 / 64, "chrf": 80.94, "rouge_l": 82.35, "mean": 60.04, "ci95": [51.9, 68.24]}
-    summary = {**numbers, "failed": 0, "judge": {"kind": "reference"}}
-    first = "64 answers: exact match 25 of 64, chrF 80.9, ROUGE-L 82.3"
-    assert report.describe_summary(summary) == f"{first}\nscore (reference): 60.0 of 100, 95% interval 51.9 to 68.2"
-    failed = {"failed": 2, "failures": [{"index": 3, "reason": "HTTP <500>"}], "mean_failed_as_zero": 58.16}
-    summary |= {**failed, "mean": None, "ended": 0.996, "mean_tokens": 10.61}
-    assert report.describe_summary(summary).splitlines() == [
-        first,
-        "answers ended by the model: 100%, 10.6 tokens each",
-        "2 entries have no score, the first: entry 3, HTTP <500>. Mean with those as 0: 58.2",
-    ]
 
 
 def test_numbers_in_words():
