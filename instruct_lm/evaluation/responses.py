@@ -56,12 +56,10 @@ def load_responses(path: Path) -> list[dict[str, Any]]:
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"responses file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"responses file {path} is not JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise InputError(f"responses file {path}: expected a JSON list of entries with model_response")
+        if not isinstance(entries, list):
+            raise ValueError(f"it holds a {type(entries).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON list of entries with model_response: {error}") from error
     return entries
 
 

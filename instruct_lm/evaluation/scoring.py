@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class ScoredEntry:
 
 
 def score_responses(
-    entries: Sequence[Mapping[str, Any]], judge: Judge | None, path: Path, concurrency: int = 8, progress: bool = True
+    entries: Sequence[Mapping[str, Any]], judge: Judge | None, path: Path, concurrency: int = 8
 ) -> list[ScoredEntry]:
     """Score every response; continue where an interrupted call with the same judge and responses stopped.
 
@@ -65,7 +66,6 @@ def score_responses(
         judge: None computes the offline metrics alone.
         path: The `scores.jsonl` to append to.
         concurrency: Requests in flight; the reference judge uses one thread.
-        progress: Show a bar with the mean so far.
 
     Returns:
         One item per entry, in the order of `entries`.
@@ -78,16 +78,15 @@ def score_responses(
     texts = [_texts(entry, i) for i, entry in enumerate(entries)]
     if not texts:
         raise InputError("there are no responses to score")
-    if concurrency < 1:
-        raise InputError(f"judge.concurrency={concurrency}: must be at least 1")
-    mark = fingerprint(texts, judge)
+    decisive = json.dumps([describe_judge(judge), texts], sort_keys=True)
+    mark = hashlib.sha256(decisive.encode()).hexdigest()[:16]
     scored = _resume(path, mark)
     todo = {i: entry for i, entry in enumerate(texts) if i not in scored}
     if judge and todo:
         judge.check()
     numbers = [item.score for item in scored.values() if item.score is not None]
-    total, count, unreachable = sum(numbers), len(numbers), 0
-    bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry", disable=not progress)
+    unreachable = 0
+    bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry")
     with bar, closing(_score_all(todo, judge, mark, path, concurrency)) as results:
         for item, reached in results:
             scored[item.index] = item
@@ -98,8 +97,8 @@ def score_responses(
                     f"{len(scored)} of {len(texts)} entries are in {path}. Check the server and run the command again."
                 )
             if item.score is not None:
-                total, count = total + item.score, count + 1
-                bar.set_postfix_str(f"mean {total / count:.1f}", refresh=False)
+                numbers.append(item.score)
+                bar.set_postfix_str(f"mean {fmean(numbers):.1f}", refresh=False)
             bar.update()
     return [scored[i] for i in range(len(texts))]
 
@@ -190,11 +189,6 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
 def describe_judge(judge: Judge | None) -> dict[str, Any]:
     """The judge's description; `{"kind": "none"}` without a judge."""
     return judge.describe() if judge else {"kind": "none"}
-
-
-def fingerprint(texts: Sequence[Mapping[str, str]], judge: Judge | None) -> str:
-    """16 hexadecimal digits that change with the judge's description and with the responses."""
-    return hashlib.sha256(json.dumps([describe_judge(judge), list(texts)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _texts(entry: Mapping[str, Any], index: int) -> dict[str, str]:

@@ -4,7 +4,6 @@ import logging
 import random
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -70,27 +69,17 @@ def _linked_sha256(response: requests.Response) -> str | None:
     return next((tag for tag in tags if re.fullmatch("[0-9a-f]{64}", tag)), None)
 
 
-@dataclass(frozen=True)
 class Download:
     """One file over HTTP: from `url` to `path`, by way of `path.part`.
 
     The messages of its errors say what is wrong; `Fetcher` adds which file, where it comes from and the remedy.
     """
 
-    url: str
-    path: Path
-    sha256: str | None
-    auth: Auth | None
-
-    @property
-    def part(self) -> Path:
-        """The bytes received so far."""
-        return beside(self.path, ".part")
-
-    @property
-    def etag_file(self) -> Path:
-        """Two lines: the strong ETag of the version that `part` belongs to, and its URL."""
-        return beside(self.path, ".part.etag")
+    def __init__(self, url: str, path: Path, sha256: str | None, auth: Auth | None) -> None:
+        self.url, self.path, self.sha256, self.auth = url, path, sha256, auth
+        self.part = beside(path, ".part")  # the bytes received so far
+        # Two lines: the strong ETag of the version that `part` belongs to, and its URL.
+        self.etag_file = beside(path, ".part.etag")
 
     def run(self) -> None:
         """Repeat attempts until the file is in place; give up after too many in a row that add no bytes."""
