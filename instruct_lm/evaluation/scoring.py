@@ -20,6 +20,7 @@ from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import chrf, exact_match, rouge_l
+from instruct_lm.evaluation.responses import entry_texts
 from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.io.files import write_text
 
@@ -75,7 +76,7 @@ def score_responses(
         JudgeError: The judge cannot be reached, or `MAX_UNREACHABLE` consecutive entries failed to reach it. The scores
             so far stay in `path`; so they do after Ctrl-C, which waits for the requests in flight.
     """
-    texts = [_texts(entry, i) for i, entry in enumerate(entries)]
+    texts = [entry_texts(entry, f"response {i}") for i, entry in enumerate(entries)]
     if not texts:
         raise InputError("there are no responses to score")
     decisive = json.dumps([describe_judge(judge), texts], sort_keys=True)
@@ -189,18 +190,6 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
 def describe_judge(judge: Judge | None) -> dict[str, Any]:
     """The judge's description; `{"kind": "none"}` without a judge."""
     return judge.describe() if judge else {"kind": "none"}
-
-
-def _texts(entry: Mapping[str, Any], index: int) -> dict[str, str]:
-    texts = {}
-    for key in ("instruction", "input", "output", "model_response"):
-        value = entry.get(key) if isinstance(entry, Mapping) else None
-        if value is None and key == "input":
-            value = ""
-        if not isinstance(value, str):
-            raise InputError(f"response {index}: {key!r} must be a text, and is {value!r}")
-        texts[key] = value
-    return texts
 
 
 def _resume(path: Path, mark: str) -> dict[int, ScoredEntry]:

@@ -160,22 +160,17 @@ class Download:
             self.part.write_bytes(b"")  # before the ETag, so that old bytes never get a new version
             version = "" if encoded else response.headers.get("ETag", "")
             self.etag_file.write_text(f"{version}\n{shown_url(self.url)}" if version.startswith('"') else "")
-        self._receive(response, size)
-        return offset
-
-    def _receive(self, response: requests.Response, size: int | None) -> None:
         done = _size_of(self.part)
         bar = tqdm(desc=self.path.name, total=size, initial=done, unit="B", unit_scale=True)
         with self.part.open("ab") as file, bar:
             for chunk in response.iter_content(1 << 16):  # bytes: the most that an interruption loses
                 done += file.write(chunk)
                 bar.update(len(chunk))
-                if size is not None and done > size:
-                    break
         if size is not None and done > size:
             raise self._start_over(f"the server sent more than {size} bytes")
         if size is not None and done < size:
             raise _TryAgain(f"the download ended at {done} of {size} bytes")
+        return offset
 
     def _etag_of_part(self) -> str:
         """The strong ETag of `part`, or "" if `part` cannot be continued from this URL by version."""

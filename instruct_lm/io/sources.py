@@ -30,7 +30,8 @@ from instruct_lm.config import BUILT_IN
 from instruct_lm.errors import InputError
 from instruct_lm.io.credentials import bearer_auth, read_secret
 from instruct_lm.io.download import Download, DownloadError, shown_url
-from instruct_lm.io.verification import beside, in_place, place, verify
+from instruct_lm.io.files import sha256_of
+from instruct_lm.io.verification import beside, in_place, place
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def parse_source(source: str) -> Remote | Path:
         return tuple(f"{q}%" if q.endswith((".part", ".etag", ".lock", ".sha256")) else q for q in quoted)
 
     if match := re.fullmatch(r"hf:([^/@\s]+)/([^/@\s]+)(?:@(refs/pr/\d+|[^/@\s]+))?/(.+)", source):
-        owner, repo, revision, file = match[1], match[2], match[3] or "main", match[4]
+        owner, repo, revision, file = match.groups("main")
         cached = parts("hf", owner, repo, revision, *file.split("/"))  # first: it refuses what `quote` cannot take
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if not re.match("https?://[^/]", endpoint):
@@ -126,16 +127,14 @@ class Fetcher:
                 404, unexpected hash, cache that is not writable.
             DownloadError: The server or the network failed, or the server sent something else than the file.
         """
-        sha256 = sha256 and sha256.lower()
+        sha256 = sha256.lower() if sha256 else None
         if source in BUILT_IN:
             return Path(source)
         remote = parse_source(source)
         if isinstance(remote, Path):
-            try:
-                if sha256:
-                    verify(remote, remote.name, sha256)
-            except (InputError, OSError) as error:
-                raise InputError(f"{remote}: {error}. Correct the sha256, or set it to null") from error
+            found = sha256_of(remote) if sha256 and remote.is_file() else None
+            if found != sha256:
+                raise InputError(f"{remote}: its sha256 is {found} instead of {sha256}. Correct it, or set it to null")
             return remote
         path = Path(self.cache_dir or default_cache_dir()).expanduser().absolute().joinpath(*remote.parts)
         try:
@@ -149,7 +148,9 @@ class Fetcher:
     def _fetch_remote(self, remote: Remote, path: Path, sha256: str | None) -> None:
         """Fetch while no other process does; add to an error which file it is about, its origin and the remedy."""
         auth = bearer_auth("HF_TOKEN") if remote.kind == "hf" and read_secret("HF_TOKEN") else None
-        url = self._url(remote)
+        url = remote.origin
+        if remote.kind == "url" and self.mirror:  # the mirror gets no user name and password
+            url = self.mirror.rstrip("/") + "/" + re.sub(r"^https?://([^/?]*@)?", "", url)
         where = {
             "hf": f"{shown_url(url)} (HF_ENDPOINT sets a mirror)",
             "url": f"{shown_url(url)} (`mirror` sets another server)",
@@ -171,13 +172,6 @@ class Fetcher:
         except (InputError, DownloadError) as error:
             message = f"{path.name}: {error}\n  from: {where}\n  by hand: put it at {path}"
             raise type(error)(message) from error
-
-    def _url(self, remote: Remote) -> str:
-        if remote.kind != "url" or not self.mirror:
-            return remote.origin
-        split = urlsplit(remote.origin)
-        bare = split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()  # no password for the mirror
-        return self.mirror.rstrip("/") + "/" + bare.partition("://")[2]
 
 
 def _locked(path: Path) -> contextlib.AbstractContextManager[Any]:

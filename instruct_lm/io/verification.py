@@ -13,24 +13,20 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def verify(path: Path, name: str, sha256: str | None) -> str:
-    """Check a complete file and return its sha256; without an expected sha256, check that it fits its name's suffix.
+def place(part: Path, path: Path, sha256: str | None) -> None:
+    """Verify a finished `.part` file and move it into place.
+
+    Without an expected sha256, the file must fit the suffix of its name.
 
     Raises:
-        InputError: It is not the expected file; the message says why, and the caller adds the place and the remedy.
+        InputError: It is not the expected file, and is deleted; the message says why, the caller adds place and remedy.
     """
-    digest = sha256_of(path)
-    if sha256 and digest != sha256:
-        raise InputError(f"its sha256 is {digest} instead of {sha256}")
-    if not sha256:
-        _check_kind(path, name)
-    return digest
-
-
-def place(part: Path, path: Path, sha256: str | None) -> None:
-    """Verify a finished `.part` file and move it into place; if it is wrong, delete it and raise InputError."""
+    digest = sha256_of(part)
     try:
-        digest = verify(part, path.name, sha256)
+        if sha256 and digest != sha256:
+            raise InputError(f"its sha256 is {digest} instead of {sha256}")
+        if not sha256:
+            _check_kind(part, path.name)
     except InputError:
         part.unlink()
         raise

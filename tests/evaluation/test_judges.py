@@ -420,7 +420,7 @@ def test_a_bad_address_is_refused_without_repeating_a_password(url):
 def test_make_judge():
     assert make_judge("none", format_prompt=format_prompt) is None
     assert isinstance(make_judge("reference", format_prompt=format_prompt, temperature=0.0), ReferenceJudge)
-    judge = make_judge("ollama", format_prompt=format_prompt, timeout=5)
+    judge = make_judge("ollama", format_prompt=format_prompt, model="llama3", timeout=5)
     assert isinstance(judge, OllamaJudge)
     assert (judge.model, judge.base_url, judge.timeout) == ("llama3", "http://localhost:11434/v1", 5)
     assert judge.api_key_env is None
@@ -433,6 +433,7 @@ def test_make_judge():
     ("kind", "model", "message"),
     [
         ("openai", None, r"judge\.model is not set"),
+        ("ollama", None, r"judge\.model is not set"),
         ("llamacpp", None, "GGUF"),
         ("llamacpp", "absent.gguf", r"judge\.model=absent\.gguf: no such file"),
     ],

@@ -17,7 +17,7 @@ def make_judge(kind: str, *, model: str | None = None, base_url: str | None = No
 
     Args:
         kind: `reference`, `ollama`, `openai`, `llamacpp` or `none`.
-        model: The model's name on the server, or the GGUF file of `llamacpp`; None: `llama3` for `ollama`.
+        model: The model's name on the server, or the GGUF file of `llamacpp`; None only without a model.
         base_url: Address of the server of `ollama` or `openai`; None: their usual address.
         **options: Further fields of `OpenAIJudge`, such as `format_prompt` and `timeout`; unused by `reference`.
 
@@ -31,10 +31,8 @@ def make_judge(kind: str, *, model: str | None = None, base_url: str | None = No
         return None
     if kind == "reference":
         return ReferenceJudge()
-    if kind == "ollama":
-        model = model or "llama3"
     if model is None:
-        raise InputError("judge.model is not set: openai needs a model's name, llamacpp the path of a GGUF file")
+        raise InputError("judge.model is not set: give a model's name, or for llamacpp the path of a GGUF file")
     if base_url is not None:
         options["base_url"] = base_url
     return MODELS[kind](model, **options)

@@ -39,8 +39,7 @@ class OllamaJudge(OpenAIJudge):
             if name in digests:
                 return digests[name]
         models = ", ".join(sorted(digests)) or "no models"
-        remedy = f"Fetch it: ollama pull {self.model}"
-        raise InputError(f"judge.model={self.model}: Ollama at {self.base_url} has {models}.\n{remedy}")
+        raise InputError(f"{self.base_url} has {models}. Fetch judge.model={self.model}: ollama pull {self.model}")
 
     def _remedy(self) -> str:
         return "Start it: ollama serve (or set judge.base_url to its address)."
