@@ -432,15 +432,14 @@ def test_make_judge():
 @pytest.mark.parametrize(
     ("kind", "model", "message"),
     [
-        ("openai", None, r"judge\.model is not set"),
-        ("ollama", None, r"judge\.model is not set"),
-        ("llamacpp", None, "GGUF"),
+        ("openai", "m", r"judge\.base_url has a password"),
+        ("ollama", "m", r"judge\.base_url has a password"),
         ("llamacpp", "absent.gguf", r"judge\.model=absent\.gguf: no such file"),
     ],
 )
 def test_make_judge_refuses(kind, model, message):
     with pytest.raises(InputError, match=message):
-        make_judge(kind, format_prompt=format_prompt, model=model)
+        make_judge(kind, format_prompt=format_prompt, model=model, base_url="http://me:hidden@host/v1")
 
 
 def test_llamacpp_needs_its_extra(monkeypatch, tmp_path):
