@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ def score_responses(
     if judge and todo:
         judge.check()
     numbers = [item.score for item in scored.values() if item.score is not None]
-    unreachable = 0
+    total, count, unreachable = sum(numbers), len(numbers), 0
     bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry")
     with bar, closing(_score_all(todo, judge, mark, path, concurrency)) as results:
         for item, reached in results:
@@ -98,8 +97,8 @@ def score_responses(
                     f"{len(scored)} of {len(texts)} entries are in {path}. Check the server and run the command again."
                 )
             if item.score is not None:
-                numbers.append(item.score)
-                bar.set_postfix_str(f"mean {fmean(numbers):.1f}", refresh=False)
+                total, count = total + item.score, count + 1
+                bar.set_postfix_str(f"mean {total / count:.1f}", refresh=False)
             bar.update()
     return [scored[i] for i in range(len(texts))]
 
