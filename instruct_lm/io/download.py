@@ -4,8 +4,6 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +17,10 @@ from instruct_lm.io.verification import beside, is_page, place
 
 logger = logging.getLogger(__name__)
 
+TIMEOUT = (10.0, 60.0)  # seconds to connect, and seconds without a byte
+RETRIES = 5  # failed attempts in a row that add no bytes, after the first
+BACKOFF = 1.0  # seconds before the first retry, doubled by each further one, with jitter
+MAX_WAIT = 60.0  # seconds; the longest pause, also when a server asks for more
 TRANSIENT = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ContentDecodingError)
 
 
@@ -61,53 +63,27 @@ def _content_range(response: requests.Response) -> tuple[int | None, int | None]
     return (_integer(match[1]), _integer(match[2])) if match else (None, None)
 
 
-def _linked(response: requests.Response) -> tuple[str | None, int | None]:
-    """sha256 and bytes of a large file, which the hub states when it redirects to its file store."""
-    for answer in (*response.history, response):
-        tag = answer.headers.get("X-Linked-ETag", "").strip('"')
-        if re.fullmatch("[0-9a-f]{64}", tag):
-            return tag, _integer(answer.headers.get("X-Linked-Size"))
-    return None, None
+def _linked_sha256(response: requests.Response) -> str | None:
+    """The sha256 of a large file, which the hub states when it redirects to its file store."""
+    tags = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
+    return next((tag for tag in tags if re.fullmatch("[0-9a-f]{64}", tag)), None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DownloadSettings:
-    """Time limits and retries of a download."""
-
-    connect_timeout: float = 10.0  # seconds
-    read_timeout: float = 60.0  # seconds without a byte, after which an attempt counts as failed
-    retries: int = 5  # failed attempts in a row that add no bytes, after the first
-    backoff: float = 1.0  # seconds before the first retry, doubled by each further one, with jitter
-    max_wait: float = 60.0  # seconds; the longest pause, also when a server asks for more
-    progress: bool = True  # show bars on stderr
-
-
-@dataclass(frozen=True)
 class Download:
-    """One file over HTTP: from `url` to `path`, by way of `path.part`."""
+    """One file over HTTP: from `url` to `path`, by way of `path.part`.
 
-    url: str
-    path: Path
-    name: str  # its suffix says what kind of file it must be
-    sha256: str | None
-    size: int | None  # bytes
-    auth: Auth | None
-    explain: Callable[[str], str]  # what is wrong with the file → the message, with place and remedy
-    settings: DownloadSettings
+    The messages of its errors say what is wrong; `Fetcher` adds which file, where it comes from and the remedy.
+    """
 
-    @property
-    def part(self) -> Path:
-        """The bytes received so far."""
-        return beside(self.path, ".part")
-
-    @property
-    def etag_file(self) -> Path:
-        """Two lines: the strong ETag of the version that `part` belongs to, and its URL."""
-        return beside(self.path, ".part.etag")
+    def __init__(self, url: str, path: Path, sha256: str | None, auth: Auth | None) -> None:
+        self.url, self.path, self.sha256, self.auth = url, path, sha256, auth
+        self.part = beside(path, ".part")  # the bytes received so far
+        # Two lines: the strong ETag of the version that `part` belongs to, and its URL.
+        self.etag_file = beside(path, ".part.etag")
 
     def run(self) -> None:
         """Repeat attempts until the file is in place; give up after too many in a row that add no bytes."""
-        settings, failures, furthest = self.settings, 0, _size_of(self.part)
+        failures, furthest = 0, _size_of(self.part)
         while True:
             asked = None
             try:
@@ -117,13 +93,13 @@ class Download:
             except TRANSIENT as error:
                 reason = _root_cause(error)
             except requests.RequestException as error:
-                raise DownloadError(self.explain(f"could not be fetched: {_root_cause(error)}")) from error
+                raise DownloadError(f"could not be fetched: {_root_cause(error)}") from error
             failures = failures + 1 if _size_of(self.part) <= furthest else 1
             furthest = max(furthest, _size_of(self.part))
-            if failures > settings.retries:
-                raise DownloadError(self.explain(f"could not be fetched: {reason} (attempts: {failures})"))
-            backoff = settings.backoff * 2 ** min(failures - 1, 16) * random.uniform(0.5, 1)
-            wait = min(settings.max_wait, backoff if asked is None else asked)
+            if failures > RETRIES:
+                raise DownloadError(f"could not be fetched: {reason} (attempts: {failures})")
+            backoff = BACKOFF * 2 ** min(failures - 1, 16) * random.uniform(0.5, 1)
+            wait = min(MAX_WAIT, backoff if asked is None else asked)
             logger.warning("%s: %s; trying again in %.1f s", self.path.name, reason, wait)
             time.sleep(wait)
 
@@ -135,12 +111,11 @@ class Download:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": etag} if etag else {})
-        timeout = (self.settings.connect_timeout, self.settings.read_timeout)
-        with requests.get(self.url, headers=headers, auth=self.auth, stream=True, timeout=timeout) as response:
-            linked_sha256, linked_size = _linked(response)
-            if self.sha256 and linked_sha256 and self.sha256 != linked_sha256:
-                raise InputError(self.explain(f"has the sha256 {linked_sha256} there, not {self.sha256}"))
-            sha256 = self.sha256 or linked_sha256
+        with requests.get(self.url, headers=headers, auth=self.auth, stream=True, timeout=TIMEOUT) as response:
+            linked = _linked_sha256(response)
+            if self.sha256 and linked and self.sha256 != linked:
+                raise InputError(f"its sha256 is {linked} there instead of {self.sha256}")
+            sha256 = self.sha256 or linked
             if response.status_code == 416 and offset:
                 # Nothing follows byte `offset`: `part` is complete, or belongs to another version of the file.
                 same_version = etag and response.headers.get("ETag") == etag
@@ -148,62 +123,54 @@ class Download:
                     raise self._start_over(f"the server cannot continue from byte {offset}")
             else:
                 self._check_status(response)
-                offset = self._save(response, offset, etag, sha256, linked_size)
+                offset = self._save(response, offset, etag, sha256)
         try:
-            place(self.part, self.path, self.name, sha256, self.size)
-        except ValueError as error:
+            place(self.part, self.path, sha256)
+        except InputError as error:
             if offset:
                 raise self._start_over(str(error)) from error
             error_type = InputError if self.sha256 else DownloadError
-            raise error_type(self.explain(f"is not the expected file: {error}")) from error
+            raise error_type(str(error)) from error
 
     def _check_status(self, response: requests.Response) -> None:
         code, status = response.status_code, f"HTTP {response.status_code} {response.reason}"
         if code in (408, 425, 429) or code >= 500:
             raise _TryAgain(status, _integer(response.headers.get("Retry-After")))
         if code in (401, 403):
-            raise InputError(self.explain(f"is refused ({status}): it does not exist, or HF_TOKEN must give access"))
+            raise InputError(f"access refused ({status}): it does not exist, or HF_TOKEN must give access")
         if code not in (200, 206):
-            raise InputError(self.explain(f"is not available ({status}): check the spelling and the revision"))
-        if response.headers.get("Content-Type", "").lower().startswith("text/html") and not is_page(self.name):
-            raise DownloadError(self.explain("was answered with a web page, such as a login, proxy or error page"))
+            raise InputError(f"not available ({status}): check the spelling and the revision")
+        if response.headers.get("Content-Type", "").lower().startswith("text/html") and not is_page(self.path.name):
+            raise DownloadError("the server sent a web page, such as a login, proxy or error page")
 
-    def _save(
-        self, response: requests.Response, offset: int, etag: str, sha256: str | None, linked_size: int | None
-    ) -> int:
+    def _save(self, response: requests.Response, offset: int, etag: str, sha256: str | None) -> int:
         """Append the body to `part`; return the offset at which the server began, 0 if it ignored the range."""
         encoded = response.headers.get("Content-Encoding", "identity") != "identity"
         if response.status_code == 206:
-            start, total = _content_range(response)
+            start, size = _content_range(response)
             changed = etag and response.headers.get("ETag", etag) != etag
-            if start != offset or total is None or encoded or changed:
+            if start != offset or size is None or encoded or changed:
                 raise self._start_over(f"the server did not send the bytes from {offset} on")
         else:
-            offset, total = 0, None if encoded else _integer(response.headers.get("Content-Length"))
-        size = self._agreed_size(self.size, linked_size, total)
-        framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
-        if size is None and not framed and not sha256:
-            raise InputError(self.explain("comes without its length, so it may be incomplete: set its sha256"))
+            offset, size = 0, None if encoded else _integer(response.headers.get("Content-Length"))
+            framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+            if not framed and not sha256:
+                raise InputError("the server states no length, so the file may be incomplete: set its sha256")
         if not offset:
             self.part.write_bytes(b"")  # before the ETag, so that old bytes never get a new version
             version = "" if encoded else response.headers.get("ETag", "")
             self.etag_file.write_text(f"{version}\n{shown_url(self.url)}" if version.startswith('"') else "")
-        self._receive(response, size)
-        return offset
-
-    def _receive(self, response: requests.Response, size: int | None) -> None:
-        done, show = _size_of(self.part), self.settings.progress
-        bar = tqdm(desc=self.path.name, total=size, initial=done, unit="B", unit_scale=True, disable=not show)
+        done = _size_of(self.part)
+        bar = tqdm(desc=self.path.name, total=size, initial=done, unit="B", unit_scale=True)
         with self.part.open("ab") as file, bar:
             for chunk in response.iter_content(1 << 16):  # bytes: the most that an interruption loses
                 done += file.write(chunk)
                 bar.update(len(chunk))
-                if size is not None and done > size:
-                    break
         if size is not None and done > size:
             raise self._start_over(f"the server sent more than {size} bytes")
         if size is not None and done < size:
             raise _TryAgain(f"the download ended at {done} of {size} bytes")
+        return offset
 
     def _etag_of_part(self) -> str:
         """The strong ETag of `part`, or "" if `part` cannot be continued from this URL by version."""
@@ -213,10 +180,3 @@ class Download:
     def _start_over(self, reason: str) -> _TryAgain:
         self.part.unlink(missing_ok=True)
         return _TryAgain(f"{reason}, so the download starts over")
-
-    def _agreed_size(self, configured: int | None, linked: int | None, announced: int | None) -> int | None:
-        sizes = [size for size in (configured, linked, announced) if size is not None]
-        if len(set(sizes)) > 1:
-            error_type = DownloadError if configured is None else InputError
-            raise error_type(self.explain(f"has {sizes[-1]} bytes there, not {sizes[0]}"))
-        return sizes[0] if sizes else None

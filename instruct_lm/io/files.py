@@ -49,11 +49,8 @@ def write_json(value: Any, path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes: 64 hex digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_stamps(*paths: str | Path | None) -> dict[str, list[int]]:

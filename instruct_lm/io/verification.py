@@ -1,9 +1,10 @@
-"""Verification of a file's size, sha256 and kind, with its hash recorded beside it."""
+"""Verification of a file's sha256 and kind, with its hash recorded beside it."""
 
 import contextlib
 import json
 from pathlib import Path
 
+from instruct_lm.errors import InputError
 from instruct_lm.io.files import move_into_place, sha256_of
 
 
@@ -12,27 +13,21 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def verify(path: Path, name: str, sha256: str | None, size: int | None) -> str:
-    """Check a complete file and return its sha256; without an expected sha256, check that it fits its name's suffix.
+def place(part: Path, path: Path, sha256: str | None) -> None:
+    """Verify a finished `.part` file and move it into place.
+
+    Without an expected sha256, the file must fit the suffix of its name.
 
     Raises:
-        ValueError: It is not the expected file; the message says why.
+        InputError: It is not the expected file, and is deleted; the message says why, the caller adds place and remedy.
     """
-    if size is not None and (found := path.stat().st_size) != size:
-        raise ValueError(f"it has {found} bytes instead of {size}")
-    digest = sha256_of(path)
-    if sha256 and digest != sha256:
-        raise ValueError(f"its sha256 is {digest} instead of {sha256}")
-    if not sha256:
-        _check_kind(path, name)
-    return digest
-
-
-def place(part: Path, path: Path, name: str, sha256: str | None, size: int | None) -> None:
-    """Verify a finished `.part` file and move it into place; if it is wrong, delete it and raise ValueError."""
+    digest = sha256_of(part)
     try:
-        digest = verify(part, name, sha256, size)
-    except ValueError:
+        if sha256 and digest != sha256:
+            raise InputError(f"its sha256 is {digest} instead of {sha256}")
+        if not sha256:
+            _check_kind(part, path.name)
+    except InputError:
         part.unlink()
         raise
     beside(path, ".sha256").unlink(missing_ok=True)
@@ -41,12 +36,10 @@ def place(part: Path, path: Path, name: str, sha256: str | None, size: int | Non
     _record_hash(path, digest)
 
 
-def in_place(path: Path, sha256: str | None, size: int | None) -> bool:
-    """Whether a file exists with this hash and size; it is hashed only if it changed since its hash was recorded."""
-    if not path.is_file() or (size is not None and path.stat().st_size != size):
-        return False
-    if not sha256:
-        return True
+def in_place(path: Path, sha256: str | None) -> bool:
+    """Whether a file exists with this hash; it is hashed only if it changed since its hash was recorded."""
+    if not sha256 or not path.is_file():
+        return path.is_file()
     sidecar = beside(path, ".sha256")
     digest, _, state = sidecar.read_text().strip().partition(" ") if sidecar.exists() else ("", "", "")
     if state != _state(path):
@@ -66,22 +59,22 @@ def _state(path: Path) -> str:
 
 
 def _check_kind(path: Path, name: str) -> None:
-    """Raise ValueError if a file cannot be of the kind that its name says, such as an error page in its place."""
+    """Raise InputError if a file cannot be of the kind that its name says, such as an error page in its place."""
     suffix, size = Path(name).suffix.lower(), path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
     if not is_page(name) and head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise ValueError("it is a web page")
+        raise InputError("it is a web page")
     if suffix == ".gguf" and not head.startswith(b"GGUF"):
-        raise ValueError("it does not begin with GGUF")
+        raise InputError("it does not begin with GGUF")
     # safetensors: u64 length of the header, then the header, a JSON object
     if suffix == ".safetensors" and (head[8:9] != b"{" or int.from_bytes(head[:8], "little") > size - 8):
-        raise ValueError("it has no safetensors header")
+        raise InputError("it has no safetensors header")
     if suffix == ".json":
         try:
             json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is not JSON ({error})") from error
+            raise InputError(f"it is not JSON ({error})") from error
 
 
 def is_page(name: str) -> bool:

@@ -75,10 +75,10 @@ def test_stopped_between_the_two_files_nothing_wrong_is_found(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"{}", "expected a JSON list"),
-        (b"[1,", "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"{}", "a JSON list of entries with model_response: it holds a dict"),
+        (b"[1,", "Expecting value"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"[" * 100_000, "recursion"),
         (None, "No such file"),
     ],
 )

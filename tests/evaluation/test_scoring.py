@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation.judges import openai as openai_module
 from instruct_lm.evaluation.judges.base import JudgeError
 from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
@@ -26,6 +27,7 @@ from instruct_lm.evaluation.scoring import (
 from instruct_lm.evaluation.statistics import bootstrap_interval
 
 from .judge_server import JudgeServer, answering, in_turn
+from .test_judges import small_llamacpp
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,8 +49,14 @@ def judge_of(server, **options):
         format_prompt=format_prompt,
         base_url=server.url,
         api_key_env=None,
-        **{"backoff": 0.001, "retries": 1, **options},
+        **options,
     )
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(openai_module, "BACKOFF", 0.001)
+    monkeypatch.setattr(openai_module, "RETRIES", 1)
 
 
 def number(question):
@@ -70,7 +78,7 @@ def lines(path):
 def test_every_entry_becomes_a_line_and_an_item_in_order(tmp_path):
     path = tmp_path / "run" / "scores.jsonl"
     with JudgeServer(honest) as server:
-        scored = score_responses(responses(20), judge_of(server), path, progress=False)
+        scored = score_responses(responses(20), judge_of(server), path)
     assert [(item.index, item.score) for item in scored] == [(i, score_of(i)) for i in range(20)]
     assert scored[3] == ScoredEntry(
         3, 10, None, False, chrf("answer-3", "6."), rouge_l("answer-3", "6."), raw='{"score": 10}'
@@ -79,7 +87,8 @@ def test_every_entry_becomes_a_line_and_an_item_in_order(tmp_path):
     assert lines(path)[0].keys() == {"fingerprint", "index", "score", "reason", "exact_match", "chrf", "rouge_l", "raw"}
 
 
-def test_eight_questions_are_in_flight_at_once(tmp_path):
+def test_eight_questions_are_in_flight_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(openai_module, "RETRIES", 0)
     eight = threading.Barrier(8)
 
     def behave(exchange):
@@ -87,9 +96,7 @@ def test_eight_questions_are_in_flight_at_once(tmp_path):
         honest(exchange)
 
     with JudgeServer(behave) as server:
-        scored = score_responses(
-            responses(16), judge_of(server, retries=0), tmp_path / "s", concurrency=8, progress=False
-        )
+        scored = score_responses(responses(16), judge_of(server), tmp_path / "s", concurrency=8)
     assert all(item.score is not None for item in scored)
 
 
@@ -109,7 +116,7 @@ def test_each_kind_of_failure_is_counted_with_its_reason(tmp_path):
     }
     with JudgeServer(lambda exchange: behaviours[number(exchange.question)](exchange)) as server:
         judge = judge_of(server)
-        scored = score_responses(responses(11), judge, tmp_path / "s", progress=False)
+        scored = score_responses(responses(11), judge, tmp_path / "s")
         summary = summarise(scored, describe_judge(judge))
     assert (summary["n"], summary["scored"], summary["failed"]) == (11, 2, 9)
     assert (summary["mean"], summary["mean_failed_as_zero"]) == (77.5, 155 / 11)
@@ -118,7 +125,8 @@ def test_each_kind_of_failure_is_counted_with_its_reason(tmp_path):
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_a_rerun_asks_again_only_what_was_not_answered(tmp_path):
+def test_a_rerun_asks_again_only_what_was_not_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(openai_module, "RETRIES", 0)
     first = {
         1: answering("no idea"),
         2: lambda exchange: exchange.error(500, "oops"),
@@ -126,11 +134,11 @@ def test_a_rerun_asks_again_only_what_was_not_answered(tmp_path):
     }
     path = tmp_path / "scores.jsonl"
     with JudgeServer(lambda exchange: first.get(number(exchange.question), honest)(exchange)) as server:
-        score_responses(responses(5), judge_of(server, retries=0), path, progress=False)
+        score_responses(responses(5), judge_of(server), path)
         assert len(server.asked) == 5
         first.clear()
-        scored = score_responses(responses(5), judge_of(server, retries=0), path, progress=False)
-        again = score_responses(responses(5), judge_of(server, retries=0), path, progress=False)
+        scored = score_responses(responses(5), judge_of(server), path)
+        again = score_responses(responses(5), judge_of(server), path)
     assert sorted(map(number, server.asked[5:])) == [2, 3]
     assert [item.score for item in scored] == [0, None, 74, 10, 47]
     assert scored == again
@@ -140,7 +148,6 @@ def test_a_rerun_asks_again_only_what_was_not_answered(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompt": "Rate {response}"},
         {"model": "other"},
         {"temperature": 1.0},
         {"format_prompt": str},
@@ -152,12 +159,12 @@ def test_another_prompt_judge_or_response_starts_anew(tmp_path, change):
     path = tmp_path / "scores.jsonl"
     with JudgeServer(answering("85")) as server:
         entries = responses(3)
-        score_responses(entries, judge_of(server), path, progress=False)
+        score_responses(entries, judge_of(server), path)
         options = {"model": "m", "format_prompt": format_prompt, **change}
         if options.pop("entries", None):
             entries[1]["model_response"] = "another"
         judge = OpenAIJudge(options.pop("model"), base_url=server.url, **options)
-        score_responses(entries, judge, path, progress=False)
+        score_responses(entries, judge, path)
     assert len(server.asked) == 6
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
 
@@ -165,9 +172,9 @@ def test_another_prompt_judge_or_response_starts_anew(tmp_path, change):
 def test_what_does_not_change_a_score_does_not_start_anew(tmp_path):
     path = tmp_path / "scores.jsonl"
     with JudgeServer(answering("85")) as server:
-        score_responses(responses(3), judge_of(server), path, progress=False)
+        score_responses(responses(3), judge_of(server), path)
         entries = [{**entry, "input": None, "tokens": 12} for entry in responses(3)]
-        score_responses(entries, judge_of(server, timeout=7, retries=3), path, concurrency=1, progress=False)
+        score_responses(entries, judge_of(server, timeout=7), path, concurrency=1)
     assert len(server.asked) == 3
 
 
@@ -178,11 +185,11 @@ def test_what_does_not_change_a_score_does_not_start_anew(tmp_path):
 def test_a_torn_last_line_is_tolerated(tmp_path, tail, asked):
     path = tmp_path / "scores.jsonl"
     with JudgeServer(honest) as server:
-        complete = score_responses(responses(3), judge_of(server), path, concurrency=1, progress=False)
+        complete = score_responses(responses(3), judge_of(server), path, concurrency=1)
         content = path.read_bytes()
         whole = content[:-1] if tail is None else content[: content[:-1].rindex(b"\n") + 1] + tail
         path.write_bytes(whole)
-        assert score_responses(responses(3), judge_of(server), path, progress=False) == complete
+        assert score_responses(responses(3), judge_of(server), path) == complete
     assert [number(question) for question in server.asked[3:]] == asked
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
 
@@ -190,7 +197,7 @@ def test_a_torn_last_line_is_tolerated(tmp_path, tail, asked):
 def test_a_file_of_something_else_is_replaced(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"index": 0, "score": 100}\n')
-    scored = score_responses(responses(2), ReferenceJudge(), path, progress=False)
+    scored = score_responses(responses(2), ReferenceJudge(), path)
     assert [line["score"] for line in lines(path)] == [item.score for item in scored]
 
 
@@ -199,7 +206,7 @@ import sys
 from pathlib import Path
 from tests.evaluation.test_scoring import *
 judge = OpenAIJudge("m", format_prompt=format_prompt, base_url=sys.argv[1], api_key_env=None)
-score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4, progress=False)
+score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4)
 """
 
 
@@ -229,9 +236,9 @@ def test_an_evaluation_killed_ten_times_goes_on_to_the_same_summary(tmp_path):
         for _ in range(100):
             allowed.release()
         judge = judge_of(server)
-        resumed = summarise(score_responses(responses(40), judge, path, progress=False), describe_judge(judge))
+        resumed = summarise(score_responses(responses(40), judge, path), describe_judge(judge))
         assert Counter(map(number, server.answered)) == Counter(range(40))
-        whole = summarise(score_responses(responses(40), judge, tmp_path / "w", progress=False), describe_judge(judge))
+        whole = summarise(score_responses(responses(40), judge, tmp_path / "w"), describe_judge(judge))
     assert resumed == whole
     assert resumed["scored"] == 40
 
@@ -247,12 +254,12 @@ def test_ctrl_c_keeps_the_answers_under_way(tmp_path):
 
     with JudgeServer(behave) as server:
         with pytest.raises(KeyboardInterrupt):
-            score_responses(responses(400), judge_of(server), path, concurrency=4, progress=False)
+            score_responses(responses(400), judge_of(server), path, concurrency=4)
         kept = {line["index"] for line in lines(path)}
         assert kept == set(map(number, server.answered))
         assert {4, 5, 6, 7} <= kept
         assert len(kept) < 400
-        scored = score_responses(responses(400), judge_of(server), path, progress=False)
+        scored = score_responses(responses(400), judge_of(server), path)
     assert [item.score for item in scored] == [score_of(i) for i in range(400)]
     assert Counter(map(number, server.answered)) == Counter(range(400))
 
@@ -266,11 +273,11 @@ def test_a_server_that_goes_away_ends_the_evaluation_and_keeps_what_was_scored(t
     with JudgeServer(behave) as server:
         judge = judge_of(server)
         with pytest.raises(JudgeError, match=r"8 entries in a row.*ConnectionError") as error:
-            score_responses(responses(110), judge, path, concurrency=4, progress=False)
+            score_responses(responses(110), judge, path, concurrency=4)
         assert str(path) in str(error.value)
         assert len(server.asked) < 20 + 2 * 20
         server.behave = honest
-        scored = score_responses(responses(110), judge, path, progress=False)
+        scored = score_responses(responses(110), judge, path)
     assert [item.score for item in scored] == [score_of(i) for i in range(110)]
     assert Counter(map(number, server.answered)) == Counter(range(110))
 
@@ -279,14 +286,14 @@ def test_an_absent_server_is_named_before_anything_is_asked(tmp_path):
     with JudgeServer(honest) as server:
         judge = judge_of(server)
     with pytest.raises(JudgeError, match="no server answers"):
-        score_responses(responses(3), judge, tmp_path / "scores.jsonl", progress=False)
+        score_responses(responses(3), judge, tmp_path / "scores.jsonl")
 
 
 def test_reference_judge_and_no_judge(tmp_path):
     entries = responses(4)
     entries[1]["model_response"] = "2"
     entries[2]["model_response"] = "4 !"
-    scored = score_responses(entries, ReferenceJudge(), tmp_path / "s", progress=False)
+    scored = score_responses(entries, ReferenceJudge(), tmp_path / "s")
     summary = summarise(scored, describe_judge(ReferenceJudge()))
     per_entry = [(100 * item.exact_match + item.chrf) / 2 for item in scored]
     assert [item.exact_match for item in scored] == [False, True, True, False]
@@ -295,7 +302,7 @@ def test_reference_judge_and_no_judge(tmp_path):
     assert (summary["exact_match"], summary["failed"]) == (0.5, 0)
     assert summary["chrf"] == pytest.approx(sum(item.chrf for item in scored) / 4)
 
-    nobody = summarise(score_responses(entries, None, tmp_path / "s", progress=False), describe_judge(None))
+    nobody = summarise(score_responses(entries, None, tmp_path / "s"), describe_judge(None))
     assert (nobody["n"], nobody["scored"], nobody["failed"], nobody["mean"], nobody["ci95"]) == (4, 0, 0, None, None)
     assert nobody["judge"] == {"kind": "none"}
     assert (nobody["exact_match"], nobody["chrf"], nobody["rouge_l"]) == (0.5, summary["chrf"], summary["rouge_l"])
@@ -337,28 +344,26 @@ def test_the_bar_shows_the_running_mean(tmp_path, capsys):
 )
 def test_malformed_responses_are_named(tmp_path, entries, message):
     with pytest.raises(InputError, match=message):
-        score_responses(entries, ReferenceJudge(), tmp_path / "s", progress=False)
-    with pytest.raises(InputError, match="concurrency=0"):
-        score_responses(responses(1), ReferenceJudge(), tmp_path / "s", concurrency=0)
+        score_responses(entries, ReferenceJudge(), tmp_path / "s")
 
 
 def test_odd_characters_survive_the_file(tmp_path):
     entries = [{"instruction": "\ud800", "output": "é\u2028x", "model_response": "\x00\r\n" + "long " * 20_000}]
     with JudgeServer(answering("85 \u2028 \u85e4")) as server:
-        first = score_responses(entries, judge_of(server), tmp_path / "s", progress=False)
-        assert score_responses(entries, judge_of(server), tmp_path / "s", progress=False) == first
+        first = score_responses(entries, judge_of(server), tmp_path / "s")
+        assert score_responses(entries, judge_of(server), tmp_path / "s") == first
     assert first[0].raw == "85 \u2028 \u85e4"
     assert len(server.asked) == 1
 
 
-def test_a_real_llama_server_is_asked_by_many(smollm2_gguf, tmp_path):
-    pytest.importorskip("xllamacpp")
-    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt, n_ctx=512, n_threads=1)
+def test_a_real_llama_server_is_asked_by_many(smollm2_gguf, tmp_path, monkeypatch):
+    small_llamacpp(monkeypatch, n_ctx=512)
+    judge = LlamaCppJudge(smollm2_gguf, format_prompt=format_prompt)
     judge.check()
     try:
         server = OpenAIJudge("any", format_prompt=format_prompt, base_url=judge.base_url, api_key_env=None)
-        through_http = score_responses(responses(8), server, tmp_path / "http.jsonl", concurrency=8, progress=False)
-        in_process = score_responses(responses(3), judge, tmp_path / "scores.jsonl", concurrency=8, progress=False)
+        through_http = score_responses(responses(8), server, tmp_path / "http.jsonl", concurrency=8)
+        in_process = score_responses(responses(3), judge, tmp_path / "scores.jsonl", concurrency=8)
     finally:
         judge.close()
     assert [json.loads(item.raw)["score"] for item in in_process] == [item.score for item in in_process]

@@ -1,16 +1,10 @@
-"""What every judge has in common: the interface, the verdict and the book's question."""
+"""What every judge has in common: the interface and the verdict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from instruct_lm.errors import RunError
-
-# Chapter 7.8 of the book. {input} is the entry in its prompt style, {output} the reference answer.
-BOOK_PROMPT = (
-    "Given the input `{input}` and correct output `{output}`, score the model response `{response}` "
-    "on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only."
-)
 
 
 class JudgeError(RunError):

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from instruct_lm.evaluation.judges.base import Verdict
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.io.files import sha256_of
 
+N_CTX = 4096  # most tokens of a question with its reply; longer ones fail with that reason
 
+
+@dataclass(eq=False)
 class LlamaCppJudge(OpenAIJudge):
     """A GGUF file, run by llama.cpp's server in this process on a free local port (extra `llamacpp`).
 
@@ -18,46 +23,35 @@ class LlamaCppJudge(OpenAIJudge):
     questions nor on interruptions. `check` loads the model and must come first.
 
     Args:
-        model: The GGUF file.
-        n_ctx: Most tokens of a question with its reply; longer ones fail with that reason.
-        n_threads: CPU threads; None: llama.cpp's default.
-        timeout: Seconds to wait for a reply.
-        **options: `format_prompt` and further fields of `OpenAIJudge`.
+        model: Path of the GGUF file.
+        base_url: Not used, as `api_key_env`: the judge asks its own server.
 
     Raises:
-        InputError: `model` is no GGUF file, or xllamacpp is not installed.
+        InputError: `model` is no file, or xllamacpp is not installed.
     """
 
     kind = "llamacpp"
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        n_ctx: int = 4096,
-        n_threads: int | None = None,
-        timeout: float = 600,
-        **options: Any,
-    ) -> None:
-        path = Path(model)
-        if not _is_gguf(path):
-            raise InputError(f"judge.model={model}: not a GGUF file; give the path of one, or choose another judge")
+    def __post_init__(self) -> None:
+        self.path = Path(self.model)
+        if not self.path.is_file():
+            raise InputError(f"judge.model={self.path}: no such file; give the path of a GGUF file")
         try:
             import xllamacpp
         except ImportError as error:
             raise InputError("judge=llamacpp needs xllamacpp: pip install 'instruct-lm[llamacpp]'") from error
         # check() adds the port to base_url
-        super().__init__(path.name, base_url="http://127.0.0.1/v1", api_key_env=None, timeout=timeout, **options)
-        self.path, self.n_ctx, self.n_threads = path, n_ctx, n_threads
+        self.model, self.base_url, self.api_key_env = self.path.name, "http://127.0.0.1/v1", None
+        super().__post_init__()
         self.server = f"xllamacpp {xllamacpp.__version__}, in this process"
         self._xllamacpp = xllamacpp
         self._server: Any = None  # xllamacpp.Server while it runs
         self._one_at_a_time = threading.Lock()
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file, computed once."""
-        self._digest = self._digest or f"sha256:{sha256_of(self.path)}"
-        return self._digest
+        """SHA-256 of the file."""
+        return f"sha256:{sha256_of(self.path)}"
 
     def check(self) -> None:
         """Load the file and start the server, unless it runs."""
@@ -67,10 +61,8 @@ class LlamaCppJudge(OpenAIJudge):
                 return
             params = self._xllamacpp.CommonParams()
             params.model.path = str(self.path)
-            params.n_ctx, params.n_parallel, params.cache_prompt = self.n_ctx, 1, False
+            params.n_ctx, params.n_parallel, params.cache_prompt = N_CTX, 1, False
             params.verbosity = -1
-            if self.n_threads:
-                params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.n_threads
             try:
                 self._server = self._xllamacpp.Server(params)
             except Exception as error:  # llama.cpp's exceptions have no common type
@@ -91,10 +83,3 @@ class LlamaCppJudge(OpenAIJudge):
         super().close()
         with self._one_at_a_time:
             self._server = None
-
-
-def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,21 +15,27 @@ from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.judges.base import BOOK_PROMPT, Judge, JudgeError, Verdict
+from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.parsing import parse_score
 from instruct_lm.io.credentials import bearer_auth, read_secret
 
+# Chapter 7.8 of the book. {input} is the entry in its prompt style, {output} the reference answer.
+PROMPT = (
+    "Given the input `{input}` and correct output `{output}`, score the model response `{response}` "
+    "on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only."
+)
+MAX_TOKENS = 512  # longest reply
 CONNECT_TIMEOUT = 10.0  # seconds
+RETRIES = 4  # attempts after the first
+# Seconds before the second retry (the first follows at once), doubled for each later one, plus up to half at random.
+BACKOFF = 1.0
 MAX_WAIT = 60.0  # seconds between two attempts, even if the server asks for more
 
 _SCORE = {"type": "integer", "minimum": 0, "maximum": 100}
 _SCHEMA = {"type": "object", "properties": {"score": _SCORE}, "required": ["score"], "additionalProperties": False}
 _SCORE_FORMAT = {"type": "json_schema", "json_schema": {"name": "score", "strict": True, "schema": _SCHEMA}}
-# Request fields that some servers refuse, and the words in the error message that show it.
-_OPTIONAL_FIELDS = {
-    "response_format": ("response_format", "json_schema", "schema", "structured", "grammar"),
-    "max_tokens": ("max_tokens",),
-}
+# Request fields that some servers refuse, and the pattern in the error message that shows it.
+_OPTIONAL_FIELDS = {"response_format": "response_format|schema|structured|grammar", "max_tokens": "max_tokens"}
 _UNREACHABLE = (301, 302, 307, 308, 401, 403, 404)  # HTTP statuses: wrong address, key or model
 
 
@@ -43,21 +50,15 @@ class OpenAIJudge(Judge):
 
     Args:
         model: The model's name on the server.
-        format_prompt: Entry → prompt text, as the answering model saw it; replaces `{input}` in `prompt`.
+        format_prompt: Entry → prompt text, as the answering model saw it; replaces `{input}` in `PROMPT`.
         base_url: The server's address with its version, such as `http://localhost:8080/v1`.
         api_key_env: Environment variable that holds the key, which is sent to `base_url` alone; None: no key.
-        prompt: The question, with `{input}`, `{output}` and `{response}`.
         temperature: Sampling temperature of the judge; None: the server's default (some models accept no other).
         seed: Sampling seed of the judge; None: the server's default.
-        max_tokens: Longest reply in tokens; None: the server's default.
         timeout: Seconds to wait for a reply.
-        retries: Attempts after the first.
-        backoff: Seconds before the second retry (the first follows at once), doubled for each later one, plus up to
-            half of it at random.
-        structured: Ask for a JSON object with an integer score; dropped if the server refuses it.
 
     Raises:
-        InputError: `base_url` is no plain HTTP address, or `prompt` lacks `{response}`.
+        InputError: `base_url` has a password or a query.
     """
 
     kind = "openai"
@@ -67,27 +68,17 @@ class OpenAIJudge(Judge):
     format_prompt: Callable[[Mapping[str, str]], str]
     base_url: str = "https://api.openai.com/v1"
     api_key_env: str | None = "OPENAI_API_KEY"
-    prompt: str = BOOK_PROMPT
     temperature: float | None = 0.0
     seed: int | None = 123
-    max_tokens: int | None = 512
     timeout: float = 120.0
-    retries: int = 4
-    backoff: float = 1.0
-    structured: bool = True
 
     def __post_init__(self) -> None:
-        if "{response}" not in self.prompt:
-            raise InputError(f"judge.prompt={self.prompt!r} lacks {{response}}: add it, or the judge sees no answer")
         url = urlsplit(self.base_url)
         if url.username or url.password or url.query:
             raise InputError("judge.base_url has a password or query: give the key through judge.api_key_env")
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise InputError(f"judge.base_url={self.base_url}: give an address such as http://localhost:8080/v1")
         self.base_url = self.base_url.rstrip("/")
         self.server = self.base_url  # for messages and describe()
         self._refused: set[str] = set()  # optional request fields that this server refuses
-        self._digest: str | None = ""  # empty: not looked up yet
         self._closed = threading.Event()
 
     def describe(self) -> dict[str, Any]:
@@ -96,12 +87,13 @@ class OpenAIJudge(Judge):
         return {
             "kind": self.kind,
             "server": self.server,
-            "digest": self.digest(),
+            "digest": self.digest,
             "prompt": self._question(placeholders, "{response}"),
-            "structured": self.structured,
+            "structured": True,  # asks for a JSON object with an integer score
             **self._settings(),
         }
 
+    @cached_property
     def digest(self) -> str | None:
         """Identifier of the model's weights; None: OpenAI-compatible servers do not tell."""
         return None
@@ -119,8 +111,8 @@ class OpenAIJudge(Judge):
     def score(self, entry: Mapping[str, str], response: str) -> Verdict:
         """Ask the server, retrying as the class says; a failure is a verdict, not an exception."""
         body = {**self._settings(), "messages": [{"role": "user", "content": self._question(entry, response)}]}
-        body["response_format"] = _SCORE_FORMAT if self.structured else None
-        retry = Retry(self.retries, backoff_factor=self.backoff / 2, backoff_jitter=self.backoff / 2)
+        body["response_format"] = _SCORE_FORMAT
+        retry = Retry(RETRIES, backoff_factor=BACKOFF / 2, backoff_jitter=BACKOFF / 2)
         while True:
             sent = {key: value for key, value in body.items() if value is not None and key not in self._refused}
             reply: requests.Response | None = None
@@ -151,12 +143,12 @@ class OpenAIJudge(Judge):
         self._closed.set()
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "temperature", "seed", "max_tokens")}
+        return {"model": self.model, "temperature": self.temperature, "seed": self.seed, "max_tokens": MAX_TOKENS}
 
     def _question(self, entry: Mapping[str, str], response: str) -> str:
         # All at once, so that an answer that contains "{output}" is left as it is.
         parts = {"{input}": self.format_prompt(entry), "{output}": entry["output"], "{response}": response}
-        return re.sub(r"\{(?:input|output|response)\}", lambda match: parts[match[0]], self.prompt)
+        return re.sub(r"\{(?:input|output|response)\}", lambda match: parts[match[0]], PROMPT)
 
     def _verdict(self, raw: str, cut: bool) -> Verdict:
         raw = self._without_key(raw)
@@ -201,7 +193,7 @@ def _refused_fields(reply: requests.Response) -> set[str]:
     if reply.status_code not in (400, 422, 500, 501):
         return set()
     message = reply.content.decode("utf-8", "replace").lower()
-    return {field for field, words in _OPTIONAL_FIELDS.items() if any(word in message for word in words)}
+    return {field for field, pattern in _OPTIONAL_FIELDS.items() if re.search(pattern, message)}
 
 
 def _seconds_to_wait(retry: Retry, reply: requests.Response | None) -> float:
