@@ -42,19 +42,13 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     from instruct_lm.commands import build
     from instruct_lm.evaluation.responses import save_responses
 
-    accelerator = build.choose_accelerator(config.device)
     fetcher = build.build_fetcher(config)
-    tokenizer = build.build_tokenizer(config.model, fetcher)
-    examples = getattr(build.build_datamodule(config, tokenizer, fetcher).splits, config.split)
-    if checkpoint is None:
-        model = build.build_model(config, fetcher)
-    else:
-        model = build.load_trained(config, checkpoint, fetcher)
-    responder = build.build_responder(config, model.to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
+    responder = build.load_responder(config, checkpoint, fetcher)
+    examples = getattr(build.build_datamodule(config, responder.tokenizer, fetcher).splits, config.split)
     if cut := sum(responder.cut_tokens(example) > 0 for example in examples):
         log.warning(
             "%d of %d prompts are too long for model.block_size=%d with room for an answer: their ends are left out",
-            *(cut, len(examples), model.config.block_size),
+            *(cut, len(examples), config.model.block_size),
         )
     with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
         responses = responder.answer(examples, bar.update)

@@ -51,8 +51,7 @@ def choose_accelerator(device: DeviceConfig) -> str:
 
 def build_fetcher(config: CommonConfig) -> Fetcher:
     """The downloader of a run's sources."""
-    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
-    return Fetcher(cache_dir, offline=config.offline, mirror=config.mirror)
+    return Fetcher(Path(config.cache_dir) if config.cache_dir else None, offline=config.offline, mirror=config.mirror)
 
 
 def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
@@ -61,11 +60,10 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
     Raises:
         InputError: It has more ids than the model has embeddings.
     """
-    source = model.tokenizer
-    tokenizer = load_tokenizer(fetcher.fetch(source, sha256=model.tokenizer_sha256))
+    tokenizer = load_tokenizer(fetcher.fetch(model.tokenizer, sha256=model.tokenizer_sha256))
     if tokenizer.vocab_size > model.vocab_size:
         sizes = f"has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size}"
-        raise InputError(f"model.tokenizer={source} {sizes} has room for fewer: give the model's own tokenizer.")
+        raise InputError(f"model.tokenizer={model.tokenizer} {sizes} is too small: give the model's own tokenizer.")
     return tokenizer
 
 
@@ -101,15 +99,26 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
     return _accelerated(config, gpt)
 
 
+def load_responder(config: CommonConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
+    """The model of a checkpoint, or the untuned one for None, on its device, with what it needs to answer.
+
+    Raises:
+        InputError: The device is missing, or tokenizer or checkpoint do not fit the model.
+    """
+    accelerator = choose_accelerator(config.device)
+    tokenizer = build_tokenizer(config.model, fetcher)
+    model = load_trained(config, checkpoint, fetcher) if checkpoint else build_model(config, fetcher)
+    return build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
+
+
 def _plain_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
     model, lora = config.model, config.lora
     base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
     if model.weights is None:
         gpt = GPT(GPTConfig.of(model)).init_weights(config.seed)
     else:
-        gpt = load_pretrained(
-            GPTConfig.of(model), fetcher.fetch(model.weights, sha256=model.weights_sha256), base_dtype
-        )
+        weights = fetcher.fetch(model.weights, sha256=model.weights_sha256)
+        gpt = load_pretrained(GPTConfig.of(model), weights, base_dtype)
     if lora.rank:
         torch.manual_seed(config.seed)  # of the adapters' start
         add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)

@@ -17,8 +17,8 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer, ValueType
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.core.override_parser.types import Override, Transformer
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -29,14 +29,12 @@ from instruct_lm.commands.check_config import all_keys, find_faults, make_config
 from instruct_lm.commands.exit_status import describe
 from instruct_lm.config import COMMANDS, CONF, CommonConfig, choices
 from instruct_lm.errors import InputError
+from instruct_lm.io.run_files import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
-_HASH_OF = {
-    "data.source": "data.sha256",
-    **{f"model.{name}": f"model.{name}_sha256" for name in ("weights", "tokenizer")},
-    **{f"{group}.weights": f"{group}.weights_sha256" for group in ("judge", "second_judge")},
-}
+_HASHED = ("model.weights", "model.tokenizer", "judge.weights", "second_judge.weights")
+_HASH_OF = {"data.source": "data.sha256"} | {key: f"{key}_sha256" for key in _HASHED}
 
 
 class _JobFailed(BaseException):
@@ -104,9 +102,20 @@ def hydra_command(
 
 
 def register() -> None:
-    """Make the functions known that `conf/` calls."""
-    runs.register_resolvers()
-    OmegaConf.register_new_resolver("help_keys", help_keys, replace=True)
+    """Make the functions known that `conf/` calls.
+
+    Cached: Hydra asks more than once, and the answer must not change when a run's folder fills.
+    """
+    resolvers: dict[str, Any] = {
+        "train_dir": runs.train_dir,
+        "evaluate_dir": runs.evaluate_dir,
+        "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
+        "file_name": runs.file_name,
+        "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
+        "help_keys": help_keys,
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
 
 
 def check_arguments(name: str) -> None:
@@ -166,15 +175,14 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
                 typed = "null" if value is None else value
                 yield f"{group}={typed}: there is no such choice.{hint} Choose one of {', '.join(choices(key))}."
             elif group not in groups and "${" not in str(value):
-                yield from find_faults(kind, nest({key: value}), partial=True).values()
+                fault = find_faults(kind, nest({key: value})).get(key)  # that others are missing is none
+                yield from [fault] if fault else []
 
 
 def _values(override: Override) -> list[Any]:
     """The value of an override, or the values of a sweep that can be listed without Hydra."""
-    if not override.is_sweep_override():
-        return [override.value()]
-    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
-        return []
+    if not override.is_discrete_sweep():
+        return [] if override.is_sweep_override() else [override.value()]
     parser = OverridesParser.create()
     return [parser.parse_override(f"key={text}").value() for text in override.sweep_iterator(Transformer.str)]
 
@@ -209,16 +217,16 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
+    if sweep and values.get("resume") is not None:
+        raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
+    if sweep and name == "train" and runs.is_begun(folder):  # by an earlier call of the same sweep
+        values["resume"], given = str(folder), list(values)
     if values.get("resume") is not None:
-        if sweep:
-            raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
         config: Any = runs.resumed(make_config(kind, values, combinations=False), given)
     elif values.get("run") is not None:
         config = runs.evaluated(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
-    if name == "train" and sweep:
-        config = runs.continued(config, folder)
     if sweep and (config.device.devices, config.device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
         devices = f"device.devices={config.device.devices} device.num_nodes={config.device.num_nodes}"
         raise InputError(f"{devices}: each process would repeat the multirun. Use one device, single runs or torchrun.")
@@ -233,8 +241,6 @@ def _explain(error: BaseException) -> str:
         error = error.__context__  # what a function that conf/ calls has raised
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"{_first_line(error)}. Choose one of {', '.join(error.options)}."
     if isinstance(error, OSError) and error.filename:
         return f"output_dir: cannot make {error.filename} ({error.strerror}). Choose another output_dir."
     return "\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None)
@@ -246,7 +252,8 @@ def _first_line(text: object) -> str:
 
 def help_keys(name: str) -> str:
     """The part of `--help` that lists keys, groups and choices, from `config.py` and `conf/`."""
-    kind, lines = COMMANDS[name], ["  Keys (key=value)"]
+    kind: Any = COMMANDS[name]
+    lines = ["  Keys (key=value)"]
     lines += [_help_line(f"    {key:<20}", field) for key, field in kind.model_fields.items() if field.description]
     if name == "train":
         changes = f"beside it may change: {', '.join(runs.RESUME_MAY_CHANGE)}"
@@ -255,9 +262,9 @@ def help_keys(name: str) -> str:
     for group in group_defaults(name):
         folder, _, package = group.partition("@")
         lines.append(f"    {group:<20} {', '.join(choices(folder))}")
-        schema: Any = kind.model_fields[folder].annotation if folder in kind.model_fields and not package else None
-        if schema is not None:
-            lines += [_help_line(f"      .{key:<25}", field) for key, field in schema.model_fields.items()]
+        if folder in kind.model_fields and not package:
+            fields = kind.model_fields[folder].annotation.model_fields
+            lines += [_help_line(f"      .{key:<25}", field) for key, field in fields.items()]
     return "\n".join(lines)
 
 

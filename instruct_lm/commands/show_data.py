@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 def _show(options: argparse.Namespace) -> None:
     weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
     style = get_style(options.style)
-    examples = load_examples(options.source if options.source == "sample" else Fetcher().fetch(options.source))
+    examples = load_examples(Fetcher().fetch(options.source))
     if not 1 <= options.entry <= len(examples):
         raise InputError(f"--entry {options.entry}: the file holds entries 1 to {len(examples)}.")
     tokenizer = _tokenizer(options.tokenizer)
@@ -57,10 +57,8 @@ def _show(options: argparse.Namespace) -> None:
         lengths = encoded.lengths
         trained = sum(float(loss_weights(row, weight, options.mask_header).sum()) for row in encoded)
         share = trained / (lengths.sum() - len(encoded))  # the first token of a row is never a target
-        print(
-            f"{name:<12}{len(part):>8}{encoded.dropped:>9}{encoded.truncated:>6}{lengths.sum():>10}"
-            f"{lengths.mean():>8.1f}{lengths.max():>6}{share:>9.1%}"
-        )
+        counts = f"{len(part):>8}{encoded.dropped:>9}{encoded.truncated:>6}"
+        print(f"{name:<12}{counts}{lengths.sum():>10}{lengths.mean():>8.1f}{lengths.max():>6}{share:>9.1%}")
     print("trained: sum of the loss weights / number of targets, which are all tokens of an entry but the first")
     _show_duplicates(splits)
 
@@ -94,7 +92,7 @@ def render(row: EncodedExample, weights: np.ndarray, tokenizer: Tokenizer, colou
 def _tokenizer(source: str | None) -> Tokenizer:
     """The tokenizer asked for; else the first in the cache that can be read; else bytes."""
     if source is not None:
-        return load_tokenizer(source if source == "bytes" else Fetcher().fetch(source))
+        return load_tokenizer(Fetcher().fetch(source))
     cache = default_cache_dir()
     for path in sorted([*cache.rglob("*.gguf"), *cache.rglob("merges.txt")]):
         try:
@@ -110,12 +108,11 @@ def _tokenizer(source: str | None) -> Tokenizer:
 def _show_duplicates(splits: Splits) -> None:
     starts = dict(zip(splits._fields, (0, len(splits.train), len(splits.train) + len(splits.test)), strict=True))
     duplicates = duplicates_between(splits)
-    print(f"\nEntries in more than one split (same instruction and input): {len(duplicates)}")
+    some = f", the first {_LISTED}" if len(duplicates) > _LISTED else ""
+    print(f"\nEntries in more than one split (same instruction and input): {len(duplicates)}{some}")
     for duplicate in duplicates[:_LISTED]:
         places = [f"{name} {starts[name] + i + 1}" for name, found in duplicate.places.items() for i in found]
         print(f"  {', '.join(places)}: {duplicate.example.instruction[:60]!a}")
-    if len(duplicates) > _LISTED:
-        print(f"  and {len(duplicates) - _LISTED} more")
 
 
 if __name__ == "__main__":
