@@ -42,8 +42,7 @@ def choose_accelerator(device: DeviceConfig) -> str:
     if accelerator != "cpu" and wanted != "auto":
         last = max(map(int, wanted.split(","))) if "," in wanted else int(wanted) - 1
         if last >= counts[accelerator]:
-            here_are = f"this machine has {counts[accelerator]} ({accelerator})"
-            raise InputError(f"device.devices={wanted}: {here_are}. Use device.devices=auto for all.")
+            raise InputError(f"device.devices={wanted}: this machine has {counts[accelerator]}. Use device.devices=auto.")
     if accelerator == "cpu" and device.precision == "16-mixed":
         raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
     return accelerator
@@ -68,8 +67,18 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
 
 
 def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
-    """The model, pretrained or random, with adapters if asked for; with `fast`, the accelerated one."""
-    return _accelerated(config, _plain_model(config, fetcher))
+    """The plain model, pretrained or random, with adapters if asked for."""
+    model, lora = config.model, config.lora
+    base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
+    if model.weights is None:
+        gpt = GPT(GPTConfig.of(model)).init_weights(config.seed)
+    else:
+        weights = fetcher.fetch(model.weights, sha256=model.weights_sha256)
+        gpt = load_pretrained(GPTConfig.of(model), weights, base_dtype)
+    if lora.rank:
+        torch.manual_seed(config.seed)  # of the adapters' start
+        add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)
+    return gpt
 
 
 def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GPT:
@@ -85,7 +94,7 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
         raise InputError(f"{checkpoint} is no readable checkpoint ({error}): use another, or train anew.") from error
     try:
         if config.lora.rank:
-            gpt = _plain_model(config, fetcher)
+            gpt = build_model(config, fetcher)
             unknown = gpt.load_state_dict(state, strict=False).unexpected_keys
             if unknown or set(state) != set(adapter_state(gpt)):
                 raise RuntimeError(f"its adapters are not the configured ones: {unknown or sorted(state)[:3]}")
@@ -96,43 +105,15 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
             gpt.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise InputError(f"{checkpoint} does not fit the run's configuration: {error}") from error
-    return _accelerated(config, gpt)
-
-
-def load_responder(config: CommonConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
-    """The model of a checkpoint, or the untuned one for None, on its device, with what it needs to answer.
-
-    Raises:
-        InputError: The device is missing, or tokenizer or checkpoint do not fit the model.
-    """
-    accelerator = choose_accelerator(config.device)
-    tokenizer = build_tokenizer(config.model, fetcher)
-    model = load_trained(config, checkpoint, fetcher) if checkpoint else build_model(config, fetcher)
-    return build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
-
-
-def _plain_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
-    model, lora = config.model, config.lora
-    base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
-    if model.weights is None:
-        gpt = GPT(GPTConfig.of(model)).init_weights(config.seed)
-    else:
-        weights = fetcher.fetch(model.weights, sha256=model.weights_sha256)
-        gpt = load_pretrained(GPTConfig.of(model), weights, base_dtype)
-    if lora.rank:
-        torch.manual_seed(config.seed)  # of the adapters' start
-        add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)
     return gpt
 
 
-def _accelerated(config: CommonConfig, gpt: GPT) -> GPT:
-    if config.fast:
-        from instruct_lm.fast import accelerate
-        from instruct_lm.fast.allocator import keep_freed_memory
+def _accelerate(module: torch.nn.Module, packed: bool = True) -> None:
+    from instruct_lm.fast import accelerate
+    from instruct_lm.fast.allocator import keep_freed_memory
 
-        keep_freed_memory()
-        accelerate(gpt)
-    return gpt
+    keep_freed_memory()
+    accelerate(module, packed=packed)
 
 
 def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetcher) -> InstructionDataModule:
@@ -155,14 +136,12 @@ def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetche
 
 
 def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> InstructionTuner:
-    """The LightningModule of a training run; with `fast`, with the faster loss."""
+    """The LightningModule of a training run; with `fast`, model and loss are the faster ones."""
     model.activation_checkpointing = config.trainer.activation_checkpointing
     optimizer = OptimizerSettings(**config.optimizer.model_dump())
     tuner = InstructionTuner(model, build_responder(config, model, tokenizer), optimizer, config.model_dump())
     if config.fast:
-        from instruct_lm.fast import accelerate
-
-        accelerate(tuner, packed=config.data.layout == "packed")
+        _accelerate(tuner, packed=config.data.layout == "packed")
     return tuner
 
 
@@ -191,6 +170,20 @@ def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer) -> R
     settings, style = config.generation, get_style(config.prompt.style)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
     return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size)
+
+
+def load_responder(config: CommonConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
+    """The model of a checkpoint, or the untuned one for None, on its device, with what it needs to answer.
+
+    Raises:
+        InputError: The device is missing, or tokenizer or checkpoint do not fit the model.
+    """
+    accelerator = choose_accelerator(config.device)
+    tokenizer = build_tokenizer(config.model, fetcher)
+    model = load_trained(config, checkpoint, fetcher) if checkpoint else build_model(config, fetcher)
+    if config.fast:
+        _accelerate(model)
+    return build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
 
 
 def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:

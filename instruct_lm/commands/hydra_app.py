@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -35,10 +33,6 @@ log = logging.getLogger(__name__)
 
 _HASHED = ("model.weights", "model.tokenizer", "judge.weights", "second_judge.weights")
 _HASH_OF = {"data.source": "data.sha256"} | {key: f"{key}_sha256" for key in _HASHED}
-
-
-class _JobFailed(BaseException):
-    """Ends the command after its message; no Exception, which Hydra would keep until all jobs have run."""
 
 
 @contextmanager
@@ -67,7 +61,6 @@ def hydra_command(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     status, sweep = 0, None
 
-    @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
         nonlocal status, sweep
         hydra_cfg = HydraConfig.get()
@@ -78,10 +71,10 @@ def hydra_command(
         except (Exception, KeyboardInterrupt) as error:
             status, message = describe(error)
             if multirun:
-                task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
-                message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
+                task = " ".join(hydra_cfg.overrides.task)
+                message = f"Job {hydra_cfg.job.num} of the multirun failed ({task}):\n{message}"
             log.error(message)
-            raise _JobFailed from None
+            sys.exit(status)  # an Exception would wait in Hydra until all jobs have run
         if multirun and getattr(config, "evaluate", False):
             sweep = Path(hydra_cfg.sweep.dir)
 
@@ -93,8 +86,6 @@ def hydra_command(
             raise InputError(_explain(error)) from error
         if conclude is not None and sweep is not None:
             conclude(sweep)
-    except _JobFailed:
-        pass  # the message is in the log already
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
@@ -137,8 +128,7 @@ def check_arguments(name: str) -> None:
             faults.append(f"{error.override} cannot be read: {remedy}")
     overrides = [override for override in overrides if not override.is_hydra_override()]
     multirun = args.multirun or _asks_for_multirun(overrides)
-    for override in overrides:
-        faults.extend(_faults(name, override, multirun))
+    faults += [fault for override in overrides for fault in _faults(name, override, multirun)]
     if faults:
         raise InputError("\n".join(faults))
 
@@ -165,18 +155,15 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
         yield f"{line} adds what is there already: write {line[1:]} without the +."
     elif override.is_sweep_override() and not multirun:
         value = override.get_value_string()
-        quoted = f"""'{key}="{value}"'"""
-        yield f"{line}: add -m (--multirun) for a job each; write {key}=[{value}] for a list, {quoted} for a text."
+        yield f"""{line}: add -m (--multirun) for a job each, or write {key}=[{value}] or '{key}="{value}"' for one."""
     else:
         for value in _values(override):
             if group in groups and value not in choices(key):
-                near = get_close_matches(str(value), choices(key), n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
                 typed = "null" if value is None else value
-                yield f"{group}={typed}: there is no such choice.{hint} Choose one of {', '.join(choices(key))}."
+                yield f"{group}={typed}: there is no such choice. Choose one of {', '.join(choices(key))}."
             elif group not in groups and "${" not in str(value):
-                fault = find_faults(kind, nest({key: value})).get(key)  # that others are missing is none
-                yield from [fault] if fault else []
+                faults = find_faults(kind, nest({key: value}))  # also: all other keys are missing
+                yield from [faults[key]] if key in faults else []
 
 
 def _values(override: Override) -> list[Any]:
@@ -205,8 +192,7 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     hydra_cfg = HydraConfig.get()
     kind: Any = COMMANDS[name]
     sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, Path(hydra_cfg.runtime.output_dir)
-    task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
-    overrides = OverridesParser.create().parse_overrides(task)
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
     given = [override.package or override.key_or_group for override in overrides]
     for source, sha256 in _HASH_OF.items():
         if source in given and sha256 not in given:  # a known hash belongs to its source

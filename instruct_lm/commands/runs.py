@@ -20,7 +20,7 @@ from instruct_lm.commands.check_config import flatten, make_config, nest
 from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_text
-from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY, UNTUNED
+from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY
 
 LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
@@ -156,11 +156,9 @@ def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
         given: Keys given on the command line: they win over the run's, unless the split or the weights depend on them.
 
     Raises:
-        InputError: Keys that contradict the run, or no run or checkpoint to evaluate.
+        InputError: Keys that contradict the run, or no run to evaluate.
     """
     path, given = str(config.run), set(given)
-    if config.checkpoint != UNTUNED:
-        checkpoint_path(path, config.checkpoint)
     fixed = FIXED_BY_RUN if given & {"data", "data.source"} else FIXED_BY_RUN + SPLIT_KEYS
     mine = flatten(config.model_dump())
     may_change = [key for key in mine if not _within(key, fixed)]

@@ -23,10 +23,6 @@ _LISTED = 5  # duplicates that are shown; the rest are counted
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the statistics of a data file and one entry with its loss weights; returns the exit status."""
-    return exit_status(_show, _parser().parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
     add = parser.add_argument
     add("source", nargs="?", default="sample", help="JSON or JSON lines; default: the embedded sample")
@@ -38,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--entry", type=int, default=1, metavar="N", help="entry to print, from 1 (default: %(default)s)")
     add("--max-length", type=int, metavar="TOKENS", help="most tokens of an entry")
     add("--overlong", default="drop", choices=OVERLONG, help="what becomes of longer ones (default: %(default)s)")
-    return parser
+    return exit_status(_show, parser.parse_args(arguments))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -8,12 +8,12 @@ import os
 import shlex
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from instruct_lm.commands.check_config import flatten
 from instruct_lm.commands.runs import SPLIT_KEYS, load_run_config
 from instruct_lm.errors import RunError
 from instruct_lm.io.files import shown
@@ -78,10 +78,8 @@ def compare_runs(sweep: Path) -> None:
     for config_file in sorted(sweep.glob(f"*/{CONFIG_FILE}")):
         run = config_file.parents[1]
         config = load_run_config(run)
-        values = flatten(config.model_dump())
-        split = [values[key] for key in ("data.source", *SPLIT_KEYS)]
-        seed = config.seed if config.data.shuffle else None
-        first.setdefault((config.model, config.prompt, config.generation, *split, seed), run)
+        settings = attrgetter("model", "prompt", "generation", "data.source", *SPLIT_KEYS)(config)
+        first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
     names = [UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}" for run in first.values()]
     untuned = [f"{name}={evaluate_run(run, UNTUNED)}" for name, run in zip(names, first.values(), strict=True)]
     page = sweep / "report.html"
