@@ -1,7 +1,5 @@
 """Answer instructions with a run or an untuned model, and score the answers: `python evaluate.py --help`."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.runs import checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
+from instruct_lm.io.files import file_stamps, shown, write_json
 from instruct_lm.io.run_files import SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,6 @@ def main(config: EvaluateConfig) -> int:
         return score(config, Path(config.responses), {"responses": config.responses})
 
     from instruct_lm.evaluation.responses import RESPONSES, find_responses
-    from instruct_lm.io.files import file_stamps, shown
 
     run = config.run if config.checkpoint != UNTUNED else None
     checkpoint = checkpoint_path(run, config.checkpoint) if run is not None else None
@@ -78,7 +76,6 @@ def judge_responses(config: EvaluateConfig, settings: JudgeConfig, responses: Pa
     from instruct_lm.commands import build
     from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
     from instruct_lm.evaluation.scoring import describe_judge, describe_summary, score_responses, summarise
-    from instruct_lm.io.files import shown, write_json
 
     entries = load_responses(responses)
     if responses != folder / RESPONSES:

@@ -4,8 +4,6 @@
 module imports no torch.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal

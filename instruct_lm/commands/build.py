@@ -1,7 +1,5 @@
 """From the typed configuration to the objects that the commands work with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,8 @@ def choose_accelerator(device: DeviceConfig) -> str:
     if accelerator != "cpu" and wanted != "auto":
         last = max(map(int, wanted.split(","))) if "," in wanted else int(wanted) - 1
         if last >= counts[accelerator]:
-            raise InputError(f"device.devices={wanted}: this machine has {counts[accelerator]}. Use device.devices=auto.")
+            here_are = f"this machine has {counts[accelerator]} ({accelerator})"
+            raise InputError(f"device.devices={wanted}: {here_are}. Use device.devices=auto for all.")
     if accelerator == "cpu" and device.precision == "16-mixed":
         raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
     return accelerator

@@ -149,7 +149,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, metavar="T", help="0: greedy; default: the run's own")
     parser.add_argument("--fast", action=argparse.BooleanOptionalAction, default=True, help="--no-fast: slower")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """From composed values to one typed configuration; all faults are reported at once, each with its key and remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -52,13 +50,11 @@ def find_faults(kind: type[Group], values: Values) -> dict[str, str]:
     Returns:
         A message in pydantic's words for each dotted key at fault; one message for all missing keys, at the first.
     """
+    known, faults, missing, details = all_keys(kind), {}, [], []
     try:
         kind.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    else:
-        return {}
-    known, faults, missing = all_keys(kind), {}, []
     for detail in details:
         names, value = [str(name) for name in detail["loc"]], detail["input"]
         if detail["type"] == "missing":

@@ -1,7 +1,5 @@
 """The exit status of every command: 0 when all was done, 2 for bad input or configuration, 1 for anything else."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -3,10 +3,7 @@
 Transformers and this project (`model.weights=FOLDER`) read it. The tokenizer is the base model's.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +30,3 @@ def _export(options: argparse.Namespace) -> None:
     save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), options.folder)
     names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
     print(f"written to {options.folder}: {names}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

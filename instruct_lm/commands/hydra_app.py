@@ -1,7 +1,5 @@
 """What `train.py` and `evaluate.py` share: Hydra, its errors in plain words, the help and the exit status."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Run folders: where a command writes, and what a run's own folder says of it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

@@ -109,7 +109,3 @@ def _show_duplicates(splits: Splits) -> None:
     for duplicate in duplicates[:_LISTED]:
         places = [f"{name} {starts[name] + i + 1}" for name, found in duplicate.places.items() for i in found]
         print(f"  {', '.join(places)}: {duplicate.example.instruction[:60]!a}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

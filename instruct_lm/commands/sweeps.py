@@ -1,7 +1,5 @@
 """Evaluation after training with `evaluate=true`, and after a multirun the report that compares its runs."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os
