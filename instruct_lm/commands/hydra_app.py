@@ -160,8 +160,8 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
                 typed = "null" if value is None else value
                 yield f"{group}={typed}: there is no such choice. Choose one of {', '.join(choices(key))}."
             elif group not in groups and "${" not in str(value):
-                faults = find_faults(kind, nest({key: value}))  # also: all other keys are missing
-                yield from [faults[key]] if key in faults else []
+                # Of this key alone: all the others are missing.
+                yield from (fault for at, fault in find_faults(kind, nest({key: value})).items() if at == key)
 
 
 def _values(override: Override) -> list[Any]:
