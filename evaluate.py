@@ -1,14 +1,14 @@
 """Answer instructions with a run or an untuned model, and score the answers: `python evaluate.py --help`."""
 
-from __future__ import annotations
-
 import logging
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.runs import checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
+from instruct_lm.io.files import file_stamps, shown, write_json
 from instruct_lm.io.run_files import SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
@@ -20,19 +20,16 @@ def main(config: EvaluateConfig) -> int:
         return score(config, Path(config.responses), {"responses": config.responses})
 
     from instruct_lm.evaluation.responses import RESPONSES, find_responses
-    from instruct_lm.io.files import file_stamps, shown
 
     run = config.run if config.checkpoint != UNTUNED else None
     checkpoint = checkpoint_path(run, config.checkpoint) if run is not None else None
     made_by = config.model_dump(include={"model", "data", "prompt", "lora", "generation", "seed", "split"})
     made_by["files"] = file_stamps(checkpoint, config.data.source, config.model.weights, config.model.tokenizer)
-    folder = find_responses(config.folder, made_by)
-    if folder is None:
-        folder = config.folder
-        respond(config, checkpoint, made_by)
-    else:
+    if folder := find_responses(config.folder, made_by):
         log.info("responses: made before, in %s", shown(folder))
-    return score(config, folder / RESPONSES, {"model": config.model.name, "run": run})
+    else:
+        respond(config, checkpoint, made_by)
+    return score(config, (folder or config.folder) / RESPONSES, {"model": config.model.name, "run": run})
 
 
 def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, Any]) -> None:
@@ -42,20 +39,11 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     from instruct_lm.commands import build
     from instruct_lm.evaluation.responses import save_responses
 
-    accelerator = build.choose_accelerator(config.device)
     fetcher = build.build_fetcher(config)
-    tokenizer = build.build_tokenizer(config.model, fetcher)
-    examples = getattr(build.build_datamodule(config, tokenizer, fetcher).splits, config.split)
-    if checkpoint is None:
-        model = build.build_model(config, fetcher)
-    else:
-        model = build.load_trained(config, checkpoint, fetcher)
-    responder = build.build_responder(config, model.to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
+    responder = build.load_responder(config, checkpoint, fetcher)
+    examples = getattr(build.build_datamodule(config, responder.tokenizer, fetcher).splits, config.split)
     if cut := sum(responder.cut_tokens(example) > 0 for example in examples):
-        log.warning(
-            "%d of %d prompts are too long for model.block_size=%d with room for an answer: their ends are left out",
-            *(cut, len(examples), model.config.block_size),
-        )
+        log.warning("%d of %d prompts are cut to fit model.block_size=%d", cut, len(examples), config.model.block_size)
     with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
         responses = responder.answer(examples, bar.update)
     save_responses(config.folder, examples, responses, made_by)
@@ -83,27 +71,21 @@ def score(config: EvaluateConfig, responses: Path, subject: dict[str, Any]) -> i
     return status
 
 
-def judge_responses(
-    config: EvaluateConfig, settings: JudgeConfig, responses: Path, output_dir: Path, subject: dict[str, Any]
-) -> int:
+def judge_responses(config: EvaluateConfig, settings: JudgeConfig, responses: Path, folder: Path, subject: Any) -> int:
     """Score the answers by one judge and write the summary; 1 if an entry has no score."""
     from instruct_lm.commands import build
     from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
     from instruct_lm.evaluation.scoring import describe_judge, describe_summary, score_responses, summarise
-    from instruct_lm.io.files import shown, write_json
 
     entries = load_responses(responses)
-    if responses != output_dir / RESPONSES:
-        copy_responses(responses, entries, output_dir)
+    if responses != folder / RESPONSES:
+        copy_responses(responses, entries, folder)
     judge = build.build_judge(settings, build.build_fetcher(config))
-    try:
-        scored = score_responses(entries, judge, output_dir / "scores.jsonl", settings.concurrency)
+    with closing(judge) if judge is not None else nullcontext():
+        scored = score_responses(entries, judge, folder / "scores.jsonl", settings.concurrency)
         summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses)}
-    finally:
-        if judge is not None:
-            judge.close()
-    write_json(summary, output_dir / SUMMARY)
-    log.info("%s\nwritten to %s", describe_summary(summary), shown(output_dir))
+    write_json(summary, folder / SUMMARY)
+    log.info("%s\nwritten to %s", describe_summary(summary), shown(folder))
     return int(summary["failed"] > 0)
 
 

@@ -4,14 +4,13 @@
 module imports no torch.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from instruct_lm.errors import InputError
 
@@ -22,11 +21,11 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def _like(pattern: str, words: str) -> AfterValidator:
-    """A validator of values whose text matches a pattern; `words` say what the value must be."""
+    """A validator of values whose text matches a pattern; the message is pydantic's own with `words`."""
 
     def check(value: int | str) -> int | str:
         if not re.fullmatch(pattern, str(value)):
-            raise ValueError(words)
+            raise PydanticCustomError("pattern", "Input should be {words}", {"words": words})
         return value
 
     return AfterValidator(check)
@@ -50,6 +49,8 @@ Source = Annotated[Text, AfterValidator(_absolute)]
 Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
 Url = Annotated[str, _like("https?://.+", "an address that begins with http:// or https://")]
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+PromptWeight = Annotated[float, Field(ge=0, le=1)]
 Target = Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]
 
 
@@ -112,9 +113,7 @@ class DeviceConfig(Group):
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(description="auto: CUDA, then MPS, then CPU")
     devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] | None = Field(
-        description="null: by the device"
-    )
+    precision: Precision | None = Field(description="null: by the device")
     strategy: Text = Field(description="as Lightning's Trainer: auto, ddp, fsdp, …")
     num_nodes: Count = Field(description="machines")
 
@@ -211,9 +210,7 @@ class TrainConfig(CommonConfig):
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     mask_instructions: bool = Field(description="false: the loss covers prompt and response; true: the response alone")
-    prompt_loss_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        description="weight of a prompt token; null: 1 unmasked, 0 masked"
-    )
+    prompt_loss_weight: PromptWeight | None = Field(description="of a prompt token; null: 1 unmasked, 0 masked")
     mask_header: bool = Field(description='false: "### Response:" stays in the loss even when the prompt is masked')
     evaluate: bool = Field(description="true: then score the run; after a multirun a report on all runs")
     resume: Source | None = Field(description="a run folder to continue, with its own configuration")
@@ -246,13 +243,11 @@ def model_config(name: str) -> ModelConfig:
     """
     if name not in choices("model"):
         raise InputError(f"model={name}: there is no such choice. Choose one of {', '.join(choices('model'))}.")
-    values: Any = OmegaConf.to_container(_read_model(name), resolve=True)
-    return ModelConfig.model_validate(values)
+    return ModelConfig.model_validate(OmegaConf.to_container(_read_model(name), resolve=True))
 
 
-def _read_model(name: str) -> DictConfig:
+def _read_model(name: str) -> Any:
     """The file's own keys and those of the files that its `defaults` list names; later ones win, as in Hydra."""
     own: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
     parents = own.pop("defaults", ["_self_"])
-    merged: Any = OmegaConf.merge(*(own if parent == "_self_" else _read_model(parent) for parent in parents))
-    return merged
+    return OmegaConf.merge(*(own if parent == "_self_" else _read_model(parent) for parent in parents))

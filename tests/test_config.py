@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_lm.commands.build import choose_accelerator
-from instruct_lm.commands.check_config import all_keys, find_faults, flatten, make_config, nest
+from instruct_lm.commands.check_config import all_keys, flatten, make_config, nest
 from instruct_lm.config import (
     COMMANDS,
     CONF,
@@ -178,43 +178,43 @@ REFUSED = [
     (["optimizer.lr=.nan"], "optimizer.lr=nan", "a finite number"),
     (["optimizer.lr=.inf"], "optimizer.lr=inf", "a finite number"),
     (["optimizer.beta2=1"], "optimizer.beta2=1 ", "less than 1"),
-    (["optimizer.schedule=linear"], "optimizer.schedule=linear", "one of constant, cosine"),
-    (["data.batch_size=0"], "data.batch_size=0", "1 or more"),
-    (["data.limit=0"], "data.limit=0", "1 or more"),
+    (["optimizer.schedule=linear"], "optimizer.schedule=linear", "constant or cosine"),
+    (["data.batch_size=0"], "data.batch_size=0", "greater than or equal to 1"),
+    (["data.limit=0"], "data.limit=0", "greater than or equal to 1"),
     (["data.train_fraction=1"], "data.train_fraction=1 ", "less than 1"),
     (["data.test_fraction=0"], "data.test_fraction=0 ", "greater than 0"),
     (["data.test_fraction=0.2"], "data.train_fraction=0.85 and data.test_fraction=0.2 add up to 1.05", "lower one"),
-    (["data.overlong=cut"], "data.overlong=cut", "one of drop, truncate_prompt, truncate, error"),
-    (["data.layout=ragged"], "data.layout=ragged", "one of packed, padded"),
+    (["data.overlong=cut"], "data.overlong=cut", "drop, truncate_prompt, truncate or error"),
+    (["data.layout=ragged"], "data.layout=ragged", "packed or padded"),
     (["data.sha256=abc"], "data.sha256=abc", "64 hexadecimal digits"),
     (["data.max_length=1025"], "data.max_length=1025 is over model.block_size=1024", "use at most that"),
     (["model.block_size=64", "data.max_length=65"], "data.max_length=65 is over model.block_size=64", "null"),
-    (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "at most 1"),
-    (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "0 or more"),
+    (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "less than or equal to 1"),
+    (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "greater than or equal to 0"),
     (["mask_instructions=true", "prompt_loss_weight=0.5"], "prompt_loss_weight=0.5", "leave out one"),
-    (["prompt.style=vicuna"], "prompt.style=vicuna", "one of alpaca, phi3, chatml"),
+    (["prompt.style=vicuna"], "prompt.style=vicuna", "alpaca, phi3 or chatml"),
     (["model.dropout=1"], "model.dropout=1 ", "less than 1"),
     (["model.dropout=0.1"], "model.dropout=0.1 with data.layout=packed", "data.layout=padded"),
     (["lora=r16", "lora.dropout=0.1"], "lora.dropout=0.1 with data.layout=packed", "data.layout=padded"),
     (["lora.rank=8"], "lora.rank=8", "lora=r16"),
-    (["lora.rank=-1"], "lora.rank=-1", "0 or more"),
+    (["lora.rank=-1"], "lora.rank=-1", "greater than or equal to 0"),
     (["lora=r16", "lora.targets=[attn.qvk]"], "lora.targets=attn.qvk", "attn.qkv"),
     (["model.n_head=3"], "model.n_embd=1024 is not a multiple of model.n_head=3", "change one"),
     (["model.n_kv_head=5"], "model.n_head=16 is not a multiple of model.n_kv_head=5", "change one"),
     (["model=smollm2-135m", "model.n_embd=27", "model.n_kv_head=9"], "model.n_embd=27", "even width"),
-    (["model.norm=batchnorm"], "model.norm=batchnorm", "one of layernorm, rmsnorm"),
-    (["trainer.max_epochs=0"], "trainer.max_epochs=0", "1 or more"),
+    (["model.norm=batchnorm"], "model.norm=batchnorm", "layernorm or rmsnorm"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0", "greater than or equal to 1"),
     (["trainer.max_epochs=null"], "trainer.max_epochs=null and trainer.max_steps=null", "Give one"),
     (["trainer.val_interval=0"], "trainer.val_interval=0 ", "greater than 0"),
     (["trainer.clip_norm=0"], "trainer.clip_norm=0 ", "greater than 0"),
     (["optimizer.warmup_steps=5", "trainer.max_steps=5"], "optimizer.warmup_steps=5", "fewer warm-up steps"),
     (["device.devices=0"], "device.devices=0", "a number of devices, auto"),
     (["device.precision=fp8"], "device.precision=fp8", "32-true"),
-    (["generation.temperature=-1"], "generation.temperature=-1 ", "0 or more"),
+    (["generation.temperature=-1"], "generation.temperature=-1 ", "greater than or equal to 0"),
     (["generation=sample", "generation.top_p=0"], "generation.top_p=0 ", "greater than 0"),
-    (["generation=sample", "generation.top_k=0"], "generation.top_k=0", "1 or more"),
+    (["generation=sample", "generation.top_k=0"], "generation.top_k=0", "greater than or equal to 1"),
     (["generation.top_k=5"], "generation.top_k=5", "generation=sample"),
-    (["seed=-1"], "seed=-1", "0 or more"),
+    (["seed=-1"], "seed=-1", "greater than or equal to 0"),
     (["seed=4294967296"], "seed=4294967296", "less than 4294967296"),
     (["mirror=ftp://x"], "mirror=ftp://x", "http://"),
 ]
@@ -233,15 +233,15 @@ def test_what_cannot_be_is_named_with_its_value_and_remedy(overrides: list[str],
 @pytest.mark.parametrize(
     ("overrides", "named", "remedy"),
     [
-        (["split=valid"], "split=valid", "one of train, validation, test"),
-        (["checkpoint=first"], "checkpoint=first", "one of best, last"),
+        (["split=valid"], "split=valid", "train, validation or test"),
+        (["checkpoint=first"], "checkpoint=first", "best, last or untuned"),
         (["run=a", "responses=b"], "run=a and responses=b", "not both"),
         (["responses=b", "judge=none"], "judge=none", "judge=reference"),
         (["judge=ollama", "judge.model=null"], "judge.model=null", "conf/judge/ollama.yaml"),
         (["judge=openai", "judge.base_url=null"], "judge.base_url=null", "conf/judge/openai.yaml"),
         (["judge=llamacpp", "judge.weights=null"], "judge.weights=null", "conf/judge/llamacpp.yaml"),
         (["judge=openai", "judge.base_url=localhost"], "judge.base_url=localhost", "http://"),
-        (["judge.concurrency=0"], "judge.concurrency=0", "1 or more"),
+        (["judge.concurrency=0"], "judge.concurrency=0", "greater than or equal to 1"),
         (["data.max_length=4096"], "data.max_length=4096", "use at most that"),
     ],
 )
@@ -258,6 +258,7 @@ def test_what_an_evaluation_cannot_do_is_named(overrides: list[str], named: str,
         ["prompt_loss_weight=0", "mask_instructions=true"],
         ["data.train_fraction=0.7", "data.test_fraction=0.3"],
         ["model.dropout=0.1", "data.layout=padded"],
+        ["model.dropout=0.1", "lora=r16", "lora.dropout=0.1", "fast=false"],
         ["data.max_length=1024"],
         ["trainer.max_epochs=null", "trainer.max_steps=10"],
         ["trainer.val_interval=2.5"],
@@ -299,7 +300,6 @@ def test_missing_keys_are_named_together() -> None:
     del values["seed"], values["data"]["limit"]
     with pytest.raises(InputError, match=r"^No value for data\.limit, seed\.$"):
         make_config(TrainConfig, values)
-    assert find_faults(TrainConfig, {"seed": 1}, partial=True) == {}
 
 
 @given(

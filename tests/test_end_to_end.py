@@ -638,9 +638,9 @@ def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Pa
     config.write_text(config.read_text().replace("lr: 5.0e-05", "lr: 0.25"))
     status, err = command("train", *settings)
     assert status == 2
-    assert "optimizer.lr=0.25, not 5e-05: choose another output_dir" in err
+    assert "optimizer.lr=0.25, not 5e-05. Leave out what differs, or start a run in another output_dir" in err
     Path(config.parents[1], "checkpoints", "last.ckpt").unlink()
     Path(config.parents[1], "summary.json").write_text("{}")
     status, err = command("train", *settings)
     assert status == 2
-    assert "a complete run without checkpoints/last.ckpt; other trainer.max_epochs or trainer.max_steps need it" in err
+    assert "has no checkpoints/last.ckpt. It has best." in err

@@ -1,7 +1,5 @@
 """From the typed configuration to the objects that the commands work with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +49,7 @@ def choose_accelerator(device: DeviceConfig) -> str:
 
 def build_fetcher(config: CommonConfig) -> Fetcher:
     """The downloader of a run's sources."""
-    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
-    return Fetcher(cache_dir, offline=config.offline, mirror=config.mirror)
+    return Fetcher(Path(config.cache_dir) if config.cache_dir else None, offline=config.offline, mirror=config.mirror)
 
 
 def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
@@ -61,17 +58,26 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
     Raises:
         InputError: It has more ids than the model has embeddings.
     """
-    source = model.tokenizer
-    tokenizer = load_tokenizer(fetcher.fetch(source, sha256=model.tokenizer_sha256))
+    tokenizer = load_tokenizer(fetcher.fetch(model.tokenizer, sha256=model.tokenizer_sha256))
     if tokenizer.vocab_size > model.vocab_size:
         sizes = f"has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size}"
-        raise InputError(f"model.tokenizer={source} {sizes} has room for fewer: give the model's own tokenizer.")
+        raise InputError(f"model.tokenizer={model.tokenizer} {sizes} is too small: give the model's own tokenizer.")
     return tokenizer
 
 
 def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
-    """The model, pretrained or random, with adapters if asked for; with `fast`, the accelerated one."""
-    return _accelerated(config, _plain_model(config, fetcher))
+    """The plain model, pretrained or random, with adapters if asked for."""
+    model, lora = config.model, config.lora
+    base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
+    if model.weights is None:
+        gpt = GPT(GPTConfig.of(model)).init_weights(config.seed)
+    else:
+        weights = fetcher.fetch(model.weights, sha256=model.weights_sha256)
+        gpt = load_pretrained(GPTConfig.of(model), weights, base_dtype)
+    if lora.rank:
+        torch.manual_seed(config.seed)  # of the adapters' start
+        add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)
+    return gpt
 
 
 def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GPT:
@@ -87,7 +93,7 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
         raise InputError(f"{checkpoint} is no readable checkpoint ({error}): use another, or train anew.") from error
     try:
         if config.lora.rank:
-            gpt = _plain_model(config, fetcher)
+            gpt = build_model(config, fetcher)
             unknown = gpt.load_state_dict(state, strict=False).unexpected_keys
             if unknown or set(state) != set(adapter_state(gpt)):
                 raise RuntimeError(f"its adapters are not the configured ones: {unknown or sorted(state)[:3]}")
@@ -98,32 +104,15 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
             gpt.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise InputError(f"{checkpoint} does not fit the run's configuration: {error}") from error
-    return _accelerated(config, gpt)
-
-
-def _plain_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
-    model, lora = config.model, config.lora
-    base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
-    if model.weights is None:
-        gpt = GPT(GPTConfig.of(model)).init_weights(config.seed)
-    else:
-        gpt = load_pretrained(
-            GPTConfig.of(model), fetcher.fetch(model.weights, sha256=model.weights_sha256), base_dtype
-        )
-    if lora.rank:
-        torch.manual_seed(config.seed)  # of the adapters' start
-        add_lora(gpt, lora.rank, lora.alpha, lora.dropout, lora.targets, base_dtype)
     return gpt
 
 
-def _accelerated(config: CommonConfig, gpt: GPT) -> GPT:
-    if config.fast:
-        from instruct_lm.fast import accelerate
-        from instruct_lm.fast.allocator import keep_freed_memory
+def _accelerate(module: torch.nn.Module, packed: bool = True) -> None:
+    from instruct_lm.fast import accelerate
+    from instruct_lm.fast.allocator import keep_freed_memory
 
-        keep_freed_memory()
-        accelerate(gpt)
-    return gpt
+    keep_freed_memory()
+    accelerate(module, packed=packed)
 
 
 def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetcher) -> InstructionDataModule:
@@ -146,14 +135,12 @@ def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetche
 
 
 def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> InstructionTuner:
-    """The LightningModule of a training run; with `fast`, with the faster loss."""
+    """The LightningModule of a training run; with `fast`, model and loss are the faster ones."""
     model.activation_checkpointing = config.trainer.activation_checkpointing
     optimizer = OptimizerSettings(**config.optimizer.model_dump())
     tuner = InstructionTuner(model, build_responder(config, model, tokenizer), optimizer, config.model_dump())
     if config.fast:
-        from instruct_lm.fast import accelerate
-
-        accelerate(tuner, packed=config.data.layout == "packed")
+        _accelerate(tuner, packed=config.data.layout == "packed")
     return tuner
 
 
@@ -182,6 +169,20 @@ def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer) -> R
     settings, style = config.generation, get_style(config.prompt.style)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
     return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size)
+
+
+def load_responder(config: CommonConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
+    """The model of a checkpoint, or the untuned one for None, on its device, with what it needs to answer.
+
+    Raises:
+        InputError: The device is missing, or tokenizer or checkpoint do not fit the model.
+    """
+    accelerator = choose_accelerator(config.device)
+    tokenizer = build_tokenizer(config.model, fetcher)
+    model = load_trained(config, checkpoint, fetcher) if checkpoint else build_model(config, fetcher)
+    if config.fast:
+        _accelerate(model)
+    return build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
 
 
 def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:

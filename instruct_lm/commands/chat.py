@@ -46,27 +46,20 @@ def load(options: argparse.Namespace) -> Responder:
     Raises:
         InputError: No run folder, no such checkpoint or device, or a setting out of range.
     """
-    from instruct_lm.commands import build
+    from instruct_lm.commands.build import build_fetcher, load_responder
     from instruct_lm.commands.check_config import flatten, make_config, nest
     from instruct_lm.commands.runs import checkpoint_path, load_run_config
     from instruct_lm.config import TrainConfig
 
-    run = load_run_config(options.run)
+    values = flatten(load_run_config(options.run).model_dump()) | {"device.devices": 1, "device.precision": None}
     checkpoint = None if options.checkpoint == UNTUNED else checkpoint_path(options.run, options.checkpoint)
-    values = flatten(run.model_dump()) | {"fast": options.fast, "device.accelerator": options.device}
-    values |= {"device.devices": 1, "device.precision": None}
-    if options.max_new_tokens is not None:
-        values["generation.max_new_tokens"] = options.max_new_tokens
-    if options.temperature is not None:
-        values["generation.temperature"] = options.temperature
+    given = {"fast": options.fast, "device.accelerator": options.device}
+    given |= {f"generation.{name}": getattr(options, name) for name in ("max_new_tokens", "temperature")}
+    values |= {key: value for key, value in given.items() if value is not None}
     if values["generation.temperature"] == 0:
         values |= {"generation.top_k": None, "generation.top_p": None}
     config = make_config(TrainConfig, nest(values))
-    accelerator = build.choose_accelerator(config.device)
-    fetcher = build.build_fetcher(config)
-    tokenizer = build.build_tokenizer(config.model, fetcher)
-    model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)
-    return build.build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
+    return load_responder(config, checkpoint, build_fetcher(config))
 
 
 def answers(responder: Responder, instruction: str) -> Iterator[str]:
@@ -77,9 +70,9 @@ def answers(responder: Responder, instruction: str) -> Iterator[str]:
         yield EMPTY
         return
     example = Example(instruction.strip(), "", "")
-    cut = responder.cut_tokens(example)
-    remark = f"[The instruction is too long for the model: its last {cut:,} tokens were left out.]\n" if cut else ""
-    if remark:
+    remark = ""
+    if cut := responder.cut_tokens(example):
+        remark = f"[The instruction is too long for the model: its last {cut:,} tokens were left out.]\n"
         yield remark
     for text in responder.stream(example):
         yield remark + "".join(c for c in text.rstrip(_PARTIAL) if c in "\n\t" or not _is_control(c))
@@ -154,11 +147,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="default: auto")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="of an answer; default: the run's own")
     parser.add_argument("--temperature", type=float, metavar="T", help="0: greedy; default: the run's own")
-    parser.add_argument(
-        "--fast", action=argparse.BooleanOptionalAction, default=True, help="--no-fast: the plain core, slower"
-    )
+    parser.add_argument("--fast", action=argparse.BooleanOptionalAction, default=True, help="--no-fast: slower")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """From composed values to one typed configuration; all faults are reported at once, each with its key and remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,23 +15,6 @@ from instruct_lm.errors import InputError
 
 AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
 Values = Mapping[str, Any]
-
-# What pydantic's error types mean for the user: "must be …".
-_WORDS = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list such as [a,b]",
-    "model_type": "set key by key",
-    "literal_error": "one of {expected}",
-    "greater_than": "greater than {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:.0f}",
-    "less_than_equal": "at most {le:g}",
-    "value_error": "{error}",
-}
 
 
 def make_config(kind: type[AnyConfig], values: Values, combinations: bool = True) -> AnyConfig:
@@ -59,44 +40,38 @@ def make_config(kind: type[AnyConfig], values: Values, combinations: bool = True
     return kind.model_validate(values)
 
 
-def find_faults(kind: type[Group], values: Values, partial: bool = False) -> dict[str, str]:
+def find_faults(kind: type[Group], values: Values) -> dict[str, str]:
     """Check each value by itself.
 
     Args:
         kind: The schema.
         values: Nested plain values.
-        partial: Whether keys may be missing.
 
     Returns:
-        A message for each dotted key at fault.
+        A message in pydantic's words for each dotted key at fault; one message for all missing keys, at the first.
     """
+    known, faults, missing, details = all_keys(kind), {}, [], []
     try:
         kind.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    else:
-        return {}
-    known, faults, missing = all_keys(kind), {}, []
     for detail in details:
-        names, fault = [str(name) for name in detail["loc"]], detail["type"]
-        if fault == "missing":
+        names, value = [str(name) for name in detail["loc"]], detail["input"]
+        if detail["type"] == "missing":
             missing.append(".".join(names))
-        elif fault in ("extra_forbidden", "invalid_key"):
+        elif detail["type"] in ("extra_forbidden", "invalid_key"):
             key = ".".join(names)
             faults[key] = f"{key}: {no_such_key(kind, key)}"
         else:
             while ".".join(names) not in known:
                 names.pop()  # an index of a list, a branch of a union
-            key, context = ".".join(names), detail.get("ctx", {})
-            if "expected" in context:  # "'a', 'b' or 'c'"
-                context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+            key = ".".join(names)
             or_null = ", or null" if NoneType in get_args(known[key].annotation) else ""
-            value = detail["input"]
             if isinstance(value, (bool, list)) or value is None:
                 value = json.dumps(value, separators=(",", ":")).replace('"', "")  # as the user types it
-            words = _WORDS.get(fault, "another value").format(**context)
-            faults.setdefault(key, f"{key}={value} must be {words}{or_null}.")
-    if missing and not partial:
+            words = detail["msg"].replace("Input should be", "must be").replace("'", "")
+            faults.setdefault(key, f"{key}={value} {words}{or_null}.")
+    if missing:
         faults[missing[0]] = f"No value for {', '.join(missing)}."
     return faults
 
@@ -112,26 +87,22 @@ def all_keys(kind: type[Group], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 def no_such_key(kind: type[Group], key: str) -> str:
-    """What to do about a key that a schema lacks: the other command's key, the nearest one, or those there are."""
+    """What to do about a key that a schema lacks: drop the other command's key, or use the nearest one there is."""
     for name, other in COMMANDS.items():
         if other is not kind and key in all_keys(other):
             return f"this command has no such key, {name}.py has it. Leave it out."
-    known = list(all_keys(kind))
-    group, _, leaf = key.rpartition(".")
-    near = get_close_matches(leaf, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
-    meant = [name for name in known if near and name.rpartition(".")[2] == near[0]]
-    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
-    group = group if group in known else ""
-    siblings = [name for name in known if name.rpartition(".")[0] == group]
-    return f"there is no such key.{hint} {group or 'The command'} has {', '.join(siblings)}."
+    leaves = {name: name.rpartition(".")[2] for name in all_keys(kind)}
+    near = get_close_matches(key.rpartition(".")[2], leaves.values(), n=1, cutoff=0.7)
+    meant = [name for name, leaf in leaves.items() if leaf in near]
+    remedy = f"Did you mean {' or '.join(meant)}?" if meant else "--help lists the keys."
+    return f"there is no such key. {remedy}"
 
 
 def flatten(values: Values, prefix: str = "") -> dict[str, Any]:
     """`{"data": {"limit": 5}}` → `{"data.limit": 5}`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 
@@ -184,8 +155,9 @@ def _prompt_weight(v: Values) -> Iterator[str]:
 
 
 def _dropout(v: Values) -> Iterator[str]:
+    packed = v["fast"] and v["data.layout"] == "packed" and "optimizer.name" in v  # only training drops
     for key in ("model.dropout", "lora.dropout"):
-        if v[key] > 0 and v["data.layout"] == "packed" and "optimizer.name" in v:  # only training drops
+        if packed and v[key] > 0:
             yield f"{key}={v[key]} with data.layout=packed, whose examples share a prefix: use data.layout=padded."
 
 

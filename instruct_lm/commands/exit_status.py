@@ -1,7 +1,5 @@
 """The exit status of every command: 0 when all was done, 2 for bad input or configuration, 1 for anything else."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback
@@ -17,8 +15,6 @@ def describe(error: BaseException) -> tuple[int, str]:
         return 2 if isinstance(error, InputError) else 1, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 1, "Interrupted."
-    if isinstance(error, BrokenPipeError):
-        return 1, "The program that reads the output has ended."
     return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
@@ -26,9 +22,7 @@ def exit_status(job: Callable[..., object], *args: Any) -> int:
     """Call `job(*args)` and return the exit status, after a message on stderr where it failed."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace" if stream is sys.stdin else "backslashreplace"
-            )  # not every one is UTF-8
+            stream.reconfigure(errors="backslashreplace")  # not every stream is UTF-8
     try:
         job(*args)
         sys.stdout.flush()

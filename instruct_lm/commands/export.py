@@ -3,10 +3,7 @@
 Transformers and this project (`model.weights=FOLDER`) read it. The tokenizer is the base model's.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,12 +25,8 @@ def _export(options: argparse.Namespace) -> None:
     from instruct_lm.model.gpt import GPTConfig
 
     checkpoint = runs.checkpoint_path(options.run, options.checkpoint)
-    config = runs.load_run_config(options.run).model_copy(update={"fast": False})  # plain layers are what is written
+    config = runs.load_run_config(options.run)
     hub_config(GPTConfig.of(config.model))  # refuses what the layout cannot hold before anything is loaded
     save_pretrained(build.load_trained(config, checkpoint, build.build_fetcher(config)), options.folder)
     names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
     print(f"written to {options.folder}: {names}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,11 @@
 """What `train.py` and `evaluate.py` share: Hydra, its errors in plain words, the help and the exit status."""
 
-from __future__ import annotations
-
-import functools
 import logging
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,8 +13,8 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer, ValueType
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.core.override_parser.types import Override, Transformer
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -29,18 +25,12 @@ from instruct_lm.commands.check_config import all_keys, find_faults, make_config
 from instruct_lm.commands.exit_status import describe
 from instruct_lm.config import COMMANDS, CONF, CommonConfig, choices
 from instruct_lm.errors import InputError
+from instruct_lm.io.run_files import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
-_HASH_OF = {
-    "data.source": "data.sha256",
-    **{f"model.{name}": f"model.{name}_sha256" for name in ("weights", "tokenizer")},
-    **{f"{group}.weights": f"{group}.weights_sha256" for group in ("judge", "second_judge")},
-}
-
-
-class _JobFailed(BaseException):
-    """Ends the command after its message; no Exception, which Hydra would keep until all jobs have run."""
+_HASHED = ("model.weights", "model.tokenizer", "judge.weights", "second_judge.weights")
+_HASH_OF = {"data.source": "data.sha256"} | {key: f"{key}_sha256" for key in _HASHED}
 
 
 @contextmanager
@@ -69,7 +59,6 @@ def hydra_command(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     status, sweep = 0, None
 
-    @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
         nonlocal status, sweep
         hydra_cfg = HydraConfig.get()
@@ -80,10 +69,10 @@ def hydra_command(
         except (Exception, KeyboardInterrupt) as error:
             status, message = describe(error)
             if multirun:
-                task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
-                message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
+                task = " ".join(hydra_cfg.overrides.task)
+                message = f"Job {hydra_cfg.job.num} of the multirun failed ({task}):\n{message}"
             log.error(message)
-            raise _JobFailed from None
+            sys.exit(status)  # an Exception would wait in Hydra until all jobs have run
         if multirun and getattr(config, "evaluate", False):
             sweep = Path(hydra_cfg.sweep.dir)
 
@@ -95,8 +84,6 @@ def hydra_command(
             raise InputError(_explain(error)) from error
         if conclude is not None and sweep is not None:
             conclude(sweep)
-    except _JobFailed:
-        pass  # the message is in the log already
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
@@ -104,9 +91,20 @@ def hydra_command(
 
 
 def register() -> None:
-    """Make the functions known that `conf/` calls."""
-    runs.register_resolvers()
-    OmegaConf.register_new_resolver("help_keys", help_keys, replace=True)
+    """Make the functions known that `conf/` calls.
+
+    Cached: Hydra asks more than once, and the answer must not change when a run's folder fills.
+    """
+    resolvers: dict[str, Any] = {
+        "train_dir": runs.train_dir,
+        "evaluate_dir": runs.evaluate_dir,
+        "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
+        "file_name": runs.file_name,
+        "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
+        "help_keys": help_keys,
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
 
 
 def check_arguments(name: str) -> None:
@@ -128,8 +126,7 @@ def check_arguments(name: str) -> None:
             faults.append(f"{error.override} cannot be read: {remedy}")
     overrides = [override for override in overrides if not override.is_hydra_override()]
     multirun = args.multirun or _asks_for_multirun(overrides)
-    for override in overrides:
-        faults.extend(_faults(name, override, multirun))
+    faults += [fault for override in overrides for fault in _faults(name, override, multirun)]
     if faults:
         raise InputError("\n".join(faults))
 
@@ -156,25 +153,21 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
         yield f"{line} adds what is there already: write {line[1:]} without the +."
     elif override.is_sweep_override() and not multirun:
         value = override.get_value_string()
-        quoted = f"""'{key}="{value}"'"""
-        yield f"{line}: add -m (--multirun) for a job each; write {key}=[{value}] for a list, {quoted} for a text."
+        yield f"""{line}: add -m (--multirun) for a job each, or write {key}=[{value}] or '{key}="{value}"' for one."""
     else:
         for value in _values(override):
             if group in groups and value not in choices(key):
-                near = get_close_matches(str(value), choices(key), n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
                 typed = "null" if value is None else value
-                yield f"{group}={typed}: there is no such choice.{hint} Choose one of {', '.join(choices(key))}."
+                yield f"{group}={typed}: there is no such choice. Choose one of {', '.join(choices(key))}."
             elif group not in groups and "${" not in str(value):
-                yield from find_faults(kind, nest({key: value}), partial=True).values()
+                # Of this key alone: all the others are missing.
+                yield from (fault for at, fault in find_faults(kind, nest({key: value})).items() if at == key)
 
 
 def _values(override: Override) -> list[Any]:
     """The value of an override, or the values of a sweep that can be listed without Hydra."""
-    if not override.is_sweep_override():
-        return [override.value()]
-    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
-        return []
+    if not override.is_discrete_sweep():
+        return [] if override.is_sweep_override() else [override.value()]
     parser = OverridesParser.create()
     return [parser.parse_override(f"key={text}").value() for text in override.sweep_iterator(Transformer.str)]
 
@@ -197,8 +190,7 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     hydra_cfg = HydraConfig.get()
     kind: Any = COMMANDS[name]
     sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, Path(hydra_cfg.runtime.output_dir)
-    task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
-    overrides = OverridesParser.create().parse_overrides(task)
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
     given = [override.package or override.key_or_group for override in overrides]
     for source, sha256 in _HASH_OF.items():
         if source in given and sha256 not in given:  # a known hash belongs to its source
@@ -209,16 +201,16 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
+    if sweep and values.get("resume") is not None:
+        raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
+    if sweep and name == "train" and runs.is_begun(folder):  # by an earlier call of the same sweep
+        values["resume"], given = str(folder), list(values)
     if values.get("resume") is not None:
-        if sweep:
-            raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
         config: Any = runs.resumed(make_config(kind, values, combinations=False), given)
     elif values.get("run") is not None:
         config = runs.evaluated(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
-    if name == "train" and sweep:
-        config = runs.continued(config, folder)
     if sweep and (config.device.devices, config.device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
         devices = f"device.devices={config.device.devices} device.num_nodes={config.device.num_nodes}"
         raise InputError(f"{devices}: each process would repeat the multirun. Use one device, single runs or torchrun.")
@@ -233,8 +225,6 @@ def _explain(error: BaseException) -> str:
         error = error.__context__  # what a function that conf/ calls has raised
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"{_first_line(error)}. Choose one of {', '.join(error.options)}."
     if isinstance(error, OSError) and error.filename:
         return f"output_dir: cannot make {error.filename} ({error.strerror}). Choose another output_dir."
     return "\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None)
@@ -246,7 +236,8 @@ def _first_line(text: object) -> str:
 
 def help_keys(name: str) -> str:
     """The part of `--help` that lists keys, groups and choices, from `config.py` and `conf/`."""
-    kind, lines = COMMANDS[name], ["  Keys (key=value)"]
+    kind: Any = COMMANDS[name]
+    lines = ["  Keys (key=value)"]
     lines += [_help_line(f"    {key:<20}", field) for key, field in kind.model_fields.items() if field.description]
     if name == "train":
         changes = f"beside it may change: {', '.join(runs.RESUME_MAY_CHANGE)}"
@@ -255,9 +246,9 @@ def help_keys(name: str) -> str:
     for group in group_defaults(name):
         folder, _, package = group.partition("@")
         lines.append(f"    {group:<20} {', '.join(choices(folder))}")
-        schema: Any = kind.model_fields[folder].annotation if folder in kind.model_fields and not package else None
-        if schema is not None:
-            lines += [_help_line(f"      .{key:<25}", field) for key, field in schema.model_fields.items()]
+        if folder in kind.model_fields and not package:
+            fields = kind.model_fields[folder].annotation.model_fields
+            lines += [_help_line(f"      .{key:<25}", field) for key, field in fields.items()]
     return "\n".join(lines)
 
 

@@ -1,7 +1,5 @@
 """Run folders: where a command writes, and what a run's own folder says of it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools
@@ -20,7 +18,7 @@ from instruct_lm.commands.check_config import flatten, make_config, nest
 from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_text
-from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY, UNTUNED
+from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY
 
 LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
@@ -49,9 +47,8 @@ def find_run(run: str | Path) -> Path:
     if (path / CONFIG_FILE).is_file():
         return path
     fault = "is not a run folder" if path.exists() else "no such folder"
-    around = [parent for parent in path.parents if (parent / CONFIG_FILE).is_file()]
-    beside = (*path.glob(f"*/{CONFIG_FILE}"), *path.parent.glob(f"*/{CONFIG_FILE}"))
-    near = around or sorted(file.parents[1] for file in beside)
+    folders = (path, *path.parents[:3])  # three: from a checkpoint up to the folder of all runs
+    near = sorted(file.parents[1] for folder in folders for file in folder.glob(f"*/{CONFIG_FILE}"))
     remedy = f"Runs nearby: {', '.join(map(str, near[-3:]))}." if near else "Give the output_dir of a run of train.py."
     raise InputError(f"{run}: {fault}. {remedy}")
 
@@ -66,10 +63,8 @@ def load_run_config(run: str | Path) -> TrainConfig:
     path = folder / CONFIG_FILE
     try:
         values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        if not isinstance(values, dict):
-            raise InputError("it is a list, not keys with values")
         return make_config(TrainConfig, {**values, "output_dir": str(folder)}, combinations=False)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, InputError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, TypeError, InputError) as error:
         raise InputError(f"{path} is damaged or of another version: train anew, or correct it.\n{error}") from error
 
 
@@ -125,22 +120,6 @@ def file_name(text: object) -> str:
     return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def register_resolvers() -> None:
-    """Make the functions above known to `conf/train.yaml` and `conf/evaluate.yaml`.
-
-    Cached: Hydra asks more than once, and the answer must not change when the folder fills.
-    """
-    resolvers: dict[str, Any] = {
-        "train_dir": train_dir,
-        "evaluate_dir": evaluate_dir,
-        "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
-        "file_name": file_name,
-        "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
-    }
-    for name, function in resolvers.items():
-        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
-
-
 def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
     """Return the configuration of the run that `resume` names, with the permitted changes.
 
@@ -149,41 +128,22 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
         given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: Keys that contradict the run, or no run or checkpoint to resume.
+        InputError: Keys that contradict the run, no run to resume, or no checkpoint in a run that is not complete.
     """
-    values, differing = _merge(load_run_config(str(config.resume)), config, given, RESUME_MAY_CHANGE)
-    if differing:
-        may_change = ", ".join(RESUME_MAY_CHANGE)
-        raise InputError(f"The run to resume has {differing}. Leave out what differs. May change: {may_change}.")
+    remedy = f"Leave out what differs, or start a run in another output_dir. May change: {', '.join(RESUME_MAY_CHANGE)}"
+    values = _merge(str(config.resume), config, given, RESUME_MAY_CHANGE, remedy)
     config = make_config(TrainConfig, nest({**values, "resume": config.resume}))
     if not is_complete(config):
         checkpoint_path(config.folder, "last")
     return config
 
 
-def continued(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Return the configuration with which a sweep's job goes on in a folder where an earlier call may have begun it.
-
-    Returns:
-        `config` itself where nothing was saved yet, else the run's with `resume` set and what may change. A complete
-        run needs no checkpoint.
-
-    Raises:
-        InputError: The folder holds a run with other settings, or one without the checkpoint to go on from.
-    """
-    remedy = "choose another output_dir for this sweep, or delete that run."
-    if not (folder / LAST).is_file():
-        if not (folder / SUMMARY).is_file():
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
-            return config
-        if not _is_complete(folder, config):
-            raise InputError(
-                f"{folder} holds a complete run without {LAST}; other {' or '.join(LIMITS)} need it: {remedy}"
-            )
-    values, differing = _merge(load_run_config(folder), config, TrainConfig.model_fields, RESUME_MAY_CHANGE)
-    if differing:
-        raise InputError(f"{folder} holds a run with {differing}: {remedy}")
-    return make_config(TrainConfig, nest({**values, "resume": str(folder)}))
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds something to go on from; if not, delete the curves of a start that saved nothing."""
+    begun = (folder / LAST).is_file() or (folder / SUMMARY).is_file()
+    if not begun:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
+    return begun
 
 
 def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
@@ -194,31 +154,32 @@ def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
         given: Keys given on the command line: they win over the run's, unless the split or the weights depend on them.
 
     Raises:
-        InputError: Keys that contradict the run, or no run or checkpoint to evaluate.
+        InputError: Keys that contradict the run, or no run to evaluate.
     """
     path, given = str(config.run), set(given)
-    if config.checkpoint != UNTUNED:
-        checkpoint_path(path, config.checkpoint)
     fixed = FIXED_BY_RUN if given & {"data", "data.source"} else FIXED_BY_RUN + SPLIT_KEYS
     mine = flatten(config.model_dump())
     may_change = [key for key in mine if not _within(key, fixed)]
-    values, differing = _merge(load_run_config(path), config, given, may_change)
-    if differing:
-        raise InputError(f"run={path} has {differing}. Leave out what differs, or run= for another model or split.")
+    remedy = "Leave out what differs, or run= for another model or split"
+    values = _merge(path, config, given, may_change, remedy)
     return make_config(EvaluateConfig, nest(mine | {key: values[key] for key in values if _within(key, FROM_RUN)}))
 
 
-def _merge(run: TrainConfig, config: CommonConfig, given: Iterable[str], may_change: Sequence[str]) -> tuple[Any, str]:
-    """A run's flat values with the given ones that may change, and in words how the others differ."""
-    values, mine = flatten(run.model_dump()), flatten(config.model_dump())
+def _merge(
+    run: str, config: CommonConfig, given: Iterable[str], may_change: Sequence[str], remedy: str
+) -> dict[str, Any]:
+    """A run's flat values with the given ones that may change; an InputError names how the others differ."""
+    values, mine = flatten(load_run_config(run).model_dump()), flatten(config.model_dump())
     differing = ["settings that an experiment replaces"] if "experiment" in given else []
     for key in values.keys() & mine.keys() - {"output_dir", "resume"}:
         if _within(key, may_change) and _within(key, given):
             values[key] = mine[key]
         elif _within(key, given) and values[key] != mine[key]:
             differing.append(f"{key}={values[key]}, not {mine[key]}")
-    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-    return values, "; ".join(sorted(differing)[:4]) + more
+    if differing:
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise InputError(f"The run {run} has {'; '.join(sorted(differing)[:4])}{more}. {remedy}.")
+    return values
 
 
 def _within(key: str, names: Iterable[str]) -> bool:
@@ -231,14 +192,10 @@ def limits(config: TrainConfig) -> dict[str, int | None]:
 
 
 def is_complete(config: TrainConfig) -> bool:
-    """Whether `config` resumes a run that has nothing left to do."""
-    return config.resume is not None and _is_complete(Path(config.resume), config)
-
-
-def _is_complete(run: Path, config: TrainConfig) -> bool:
-    """Whether a run's summary is there, made with these limits."""
-    summary = run / SUMMARY
-    return summary.is_file() and json.loads(summary.read_text(encoding="utf-8")).get("limits") == limits(config)
+    """Whether `config` resumes a run whose summary is there, made with the same limits."""
+    if config.resume is None or not (summary := Path(config.resume, SUMMARY)).is_file():
+        return False
+    return json.loads(summary.read_text(encoding="utf-8")).get("limits") == limits(config)
 
 
 def save_config(config: TrainConfig) -> None:

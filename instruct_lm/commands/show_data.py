@@ -23,10 +23,6 @@ _LISTED = 5  # duplicates that are shown; the rest are counted
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the statistics of a data file and one entry with its loss weights; returns the exit status."""
-    return exit_status(_show, _parser().parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
     add = parser.add_argument
     add("source", nargs="?", default="sample", help="JSON or JSON lines; default: the embedded sample")
@@ -38,13 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--entry", type=int, default=1, metavar="N", help="entry to print, from 1 (default: %(default)s)")
     add("--max-length", type=int, metavar="TOKENS", help="most tokens of an entry")
     add("--overlong", default="drop", choices=OVERLONG, help="what becomes of longer ones (default: %(default)s)")
-    return parser
+    return exit_status(_show, parser.parse_args(arguments))
 
 
 def _show(options: argparse.Namespace) -> None:
     weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
     style = get_style(options.style)
-    examples = load_examples(options.source if options.source == "sample" else Fetcher().fetch(options.source))
+    examples = load_examples(Fetcher().fetch(options.source))
     if not 1 <= options.entry <= len(examples):
         raise InputError(f"--entry {options.entry}: the file holds entries 1 to {len(examples)}.")
     tokenizer = _tokenizer(options.tokenizer)
@@ -57,10 +53,8 @@ def _show(options: argparse.Namespace) -> None:
         lengths = encoded.lengths
         trained = sum(float(loss_weights(row, weight, options.mask_header).sum()) for row in encoded)
         share = trained / (lengths.sum() - len(encoded))  # the first token of a row is never a target
-        print(
-            f"{name:<12}{len(part):>8}{encoded.dropped:>9}{encoded.truncated:>6}{lengths.sum():>10}"
-            f"{lengths.mean():>8.1f}{lengths.max():>6}{share:>9.1%}"
-        )
+        counts = f"{len(part):>8}{encoded.dropped:>9}{encoded.truncated:>6}"
+        print(f"{name:<12}{counts}{lengths.sum():>10}{lengths.mean():>8.1f}{lengths.max():>6}{share:>9.1%}")
     print("trained: sum of the loss weights / number of targets, which are all tokens of an entry but the first")
     _show_duplicates(splits)
 
@@ -94,7 +88,7 @@ def render(row: EncodedExample, weights: np.ndarray, tokenizer: Tokenizer, colou
 def _tokenizer(source: str | None) -> Tokenizer:
     """The tokenizer asked for; else the first in the cache that can be read; else bytes."""
     if source is not None:
-        return load_tokenizer(source if source == "bytes" else Fetcher().fetch(source))
+        return load_tokenizer(Fetcher().fetch(source))
     cache = default_cache_dir()
     for path in sorted([*cache.rglob("*.gguf"), *cache.rglob("merges.txt")]):
         try:
@@ -110,13 +104,8 @@ def _tokenizer(source: str | None) -> Tokenizer:
 def _show_duplicates(splits: Splits) -> None:
     starts = dict(zip(splits._fields, (0, len(splits.train), len(splits.train) + len(splits.test)), strict=True))
     duplicates = duplicates_between(splits)
-    print(f"\nEntries in more than one split (same instruction and input): {len(duplicates)}")
+    some = f", the first {_LISTED}" if len(duplicates) > _LISTED else ""
+    print(f"\nEntries in more than one split (same instruction and input): {len(duplicates)}{some}")
     for duplicate in duplicates[:_LISTED]:
         places = [f"{name} {starts[name] + i + 1}" for name, found in duplicate.places.items() for i in found]
         print(f"  {', '.join(places)}: {duplicate.example.instruction[:60]!a}")
-    if len(duplicates) > _LISTED:
-        print(f"  and {len(duplicates) - _LISTED} more")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

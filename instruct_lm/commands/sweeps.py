@@ -1,19 +1,17 @@
 """Evaluation after training with `evaluate=true`, and after a multirun the report that compares its runs."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os
 import shlex
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from instruct_lm.commands.check_config import flatten
 from instruct_lm.commands.runs import SPLIT_KEYS, load_run_config
 from instruct_lm.errors import RunError
 from instruct_lm.io.files import shown
@@ -39,9 +37,10 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     """
     folder = run / "evaluation" / ("test" if checkpoint == "best" else f"test-{checkpoint}")
     done, weights = folder / SUMMARY, run / BEST
-    if not _is_first_process():
+    new_weights = checkpoint == "best" and weights.is_file()
+    if done.is_file() and not (new_weights and weights.stat().st_mtime > done.stat().st_mtime):
         return folder
-    if done.is_file() and not (checkpoint == "best" and weights.is_file() and _is_newer(weights, done)):
+    if not _is_first_process():
         return folder
     config = load_run_config(run)
     gc.collect()
@@ -66,7 +65,8 @@ def compare_runs(sweep: Path) -> None:
     There is one untuned model for each combination of model, test split, prompt style and generation settings.
 
     Raises:
-        RunError: The evaluation or the report failed; the message says which.
+        RunError: An evaluation failed.
+        InputError: The report cannot be made or written.
     """
     from instruct_lm.commands import report
 
@@ -76,22 +76,14 @@ def compare_runs(sweep: Path) -> None:
     for config_file in sorted(sweep.glob(f"*/{CONFIG_FILE}")):
         run = config_file.parents[1]
         config = load_run_config(run)
-        values = flatten(config.model_dump())
-        split = [values[key] for key in ("data.source", *SPLIT_KEYS)]
-        seed = config.seed if config.data.shuffle else None
-        first.setdefault((config.model, config.prompt, config.generation, *split, seed), run)
+        settings = attrgetter("model", "prompt", "generation", "data.source", *SPLIT_KEYS)(config)
+        first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
     names = [UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}" for run in first.values()]
     untuned = [f"{name}={evaluate_run(run, UNTUNED)}" for name, run in zip(names, first.values(), strict=True)]
     page = sweep / "report.html"
-    outputs = ["--html", page, "--md", page.with_suffix(".md"), "--svg", page.with_suffix(".svg")]
-    if report.main([*untuned, str(sweep), *map(str, outputs)]):
-        raise RunError(f"There is no report of {shown(sweep)}; its runs are complete.")
+    report.write_report([*untuned, str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))
 
 
 def _is_first_process() -> bool:
     """False in the other processes of a training on several devices."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
-def _is_newer(path: Path, other: Path) -> bool:
-    return path.stat().st_mtime > other.stat().st_mtime

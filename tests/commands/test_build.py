@@ -44,15 +44,16 @@ def test_a_seed_decides_random_weights_and_adapters() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_every_built_model_is_accelerated_unless_fast_is_false(
+def test_what_trains_and_answers_is_accelerated_unless_fast_is_false(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    accelerated: list[GPT] = []
-    monkeypatch.setattr("instruct_lm.fast.accelerate", accelerated.append)
-    values = config(f"fast={str(fast).lower()}")
-    built = model(values)
-    loaded = build.load_trained(values, save(tmp_path / "best.ckpt", built.state_dict()), FETCHER)
-    assert accelerated == ([built, loaded] if fast else [])
+    accelerated: list[tuple[torch.nn.Module, bool]] = []
+    monkeypatch.setattr("instruct_lm.fast.accelerate", lambda module, packed: accelerated.append((module, packed)))
+    values = config(f"fast={str(fast).lower()}", "data.layout=padded")
+    untuned = build.load_responder(values, None, FETCHER)
+    tuned = build.load_responder(values, save(tmp_path / "best.ckpt", untuned.model.state_dict()), FETCHER)
+    tuner = build.build_tuner(values, model(values), tuned.tokenizer)
+    assert accelerated == ([(untuned.model, True), (tuned.model, True), (tuner, False)] if fast else [])
 
 
 def test_a_checkpoint_of_the_model_is_loaded(tmp_path: Path) -> None:

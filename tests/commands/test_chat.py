@@ -95,8 +95,8 @@ def test_nothing_asked_and_too_much_asked_are_told(run: Path) -> None:
     [
         (["nowhere"], "nowhere: no such folder"),
         (["RUN", "--web", "--port", "0"], "--port 0: give a number from 1"),
-        (["RUN", "--max-new-tokens", "0"], "generation.max_new_tokens=0 must be 1 or more"),
-        (["RUN", "--temperature", "-1"], "generation.temperature=-1.0 must be 0 or more"),
+        (["RUN", "--max-new-tokens", "0"], "generation.max_new_tokens=0 must be greater than or equal to 1"),
+        (["RUN", "--temperature", "-1"], "generation.temperature=-1.0 must be greater than or equal to 0"),
         (["RUN", "--checkpoint", "first"], "invalid choice: 'first'"),
     ],
 )

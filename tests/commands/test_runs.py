@@ -91,10 +91,10 @@ def test_what_is_no_run_folder_is_described(run: Any, command: Any) -> None:
         (b"seed: [1", "is damaged or of another version"),
         (b"\xff\xfe\x00", "is damaged or of another version"),
         (b"colour: red", "colour: there is no such key"),
-        (b"seed: x", "seed=x must be a whole number"),
+        (b"seed: x", "seed=x must be a valid integer"),
         (b"seed: 1", "No value for .*trainer"),
         (b"", "No value for .*seed"),
-        (b"- 1", "it is a list"),
+        (b"- 1", "'list' object is not a mapping"),
         (b"1: 2", "1: there is no such key"),
     ],
 )

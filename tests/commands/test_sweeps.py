@@ -42,7 +42,7 @@ def test_runs_are_held_against_the_untuned_model_that_they_started_from(
 ) -> None:
     folder = sweep(command, *args)
     evaluated: list[Path] = []
-    told: list[list[str]] = []
+    told: list[tuple[Any, ...]] = []
 
     def evaluate_run(run: Path, checkpoint: str) -> Path:
         assert checkpoint == "untuned"
@@ -50,12 +50,13 @@ def test_runs_are_held_against_the_untuned_model_that_they_started_from(
         return run / "evaluation"
 
     monkeypatch.setattr(sweeps, "evaluate_run", evaluate_run)
-    monkeypatch.setattr(report, "main", lambda arguments: told.append(arguments) or 0)
+    monkeypatch.setattr(report, "write_report", lambda *arguments: told.append(arguments))
     sweeps.compare_runs(folder)
     assert len(evaluated) == len(set(evaluated)) == models
-    (arguments,) = told
-    assert arguments[models : models + 3] == [str(folder), "--html", str(folder / "report.html")]
-    names = [argument.partition("=")[0] for argument in arguments[:models]]
+    ((runs, *files),) = told
+    assert files == [folder / f"report.{suffix}" for suffix in ("html", "md", "svg")]
+    assert runs[models:] == [str(folder)]
+    names = [run.partition("=")[0] for run in runs[:models]]
     assert names == (["untuned"] if models == 1 else [f"untuned of {run.name}" for run in evaluated])
 
 
