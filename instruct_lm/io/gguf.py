@@ -5,8 +5,6 @@ arrays per string.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import struct
