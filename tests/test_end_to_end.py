@@ -639,6 +639,7 @@ def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Pa
     status, err = command("train", *settings)
     assert status == 2
     assert "optimizer.lr=0.25, not 5e-05. Leave out what differs, or start a run in another output_dir" in err
+    config.write_text(config.read_text().replace("lr: 0.25", "lr: 5.0e-05"))
     Path(config.parents[1], "checkpoints", "last.ckpt").unlink()
     Path(config.parents[1], "summary.json").write_text("{}")
     status, err = command("train", *settings)

@@ -69,8 +69,8 @@ def hydra_command(
         except (Exception, KeyboardInterrupt) as error:
             status, message = describe(error)
             if multirun:
-                task = " ".join(hydra_cfg.overrides.task)
-                message = f"Job {hydra_cfg.job.num} of the multirun failed ({task}):\n{message}"
+                task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
+                message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
             log.error(message)
             sys.exit(status)  # an Exception would wait in Hydra until all jobs have run
         if multirun and getattr(config, "evaluate", False):
@@ -190,7 +190,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     hydra_cfg = HydraConfig.get()
     kind: Any = COMMANDS[name]
     sweep, folder = hydra_cfg.mode == RunMode.MULTIRUN, Path(hydra_cfg.runtime.output_dir)
-    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)  # unresolved
+    overrides = OverridesParser.create().parse_overrides(task)
     given = [override.package or override.key_or_group for override in overrides]
     for source, sha256 in _HASH_OF.items():
         if source in given and sha256 not in given:  # a known hash belongs to its source

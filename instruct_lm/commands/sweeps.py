@@ -38,9 +38,8 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     folder = run / "evaluation" / ("test" if checkpoint == "best" else f"test-{checkpoint}")
     done, weights = folder / SUMMARY, run / BEST
     new_weights = checkpoint == "best" and weights.is_file()
-    if done.is_file() and not (new_weights and weights.stat().st_mtime > done.stat().st_mtime):
-        return folder
-    if not _is_first_process():
+    up_to_date = done.is_file() and not (new_weights and weights.stat().st_mtime > done.stat().st_mtime)
+    if up_to_date or not _is_first_process():
         return folder
     config = load_run_config(run)
     gc.collect()
