@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from instruct_lm.data.batching import shared_prefix_length
 from instruct_lm.fast.linear import product
 from instruct_lm.model.cache import KVCache
-from instruct_lm.model.gpt import GPT, CausalSelfAttention, Rope
+from instruct_lm.model.gpt import GPT, CausalSelfAttention
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,12 @@ class _Pack(torch.autograd.Function):
 class PackedAttention(CausalSelfAttention):
     """Attention that takes a packed sequence too."""
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: Rope | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
-        packing: Packing | None = None,
-    ) -> Tensor:
-        """(T, C) → (T, C) with a ``packing``, else as its base."""
+    def attend(self, qkv: Tensor, *, packing: Packing | None = None, **options: Any) -> Tensor:
+        """(T, (H + 2K) · D) → (T, C) with a ``packing``, else as its base."""
         if packing is None:
-            return super().forward(x, rope, cache, mask)
-        rows = _Unpack.apply(self.project(x, rope), packing)
-        return self.proj(_Pack.apply(self.attend(rows, cache), packing))
+            return super().attend(qkv, **options)
+        rows = super().attend(_Unpack.apply(qkv, packing), **options)  # (B, L, C)
+        return _Pack.apply(rows, packing)
 
 
 class PackedGPT(GPT):

@@ -1,10 +1,11 @@
 """Batched generation: all prompts at once into a cache, then one token per row and step."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from instruct_lm.model.gpt import GPT
@@ -25,21 +26,13 @@ class Sampling:
             depend on the batch it was made in.
 
     Raises:
-        ValueError: A value out of range.
+        pydantic.ValidationError: A value out of range; it is a ValueError.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 123
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k} must be 1 or more, or null")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1], or be null")
 
     def generator(self, number: int) -> torch.Generator:
         """The random numbers of one prompt."""
