@@ -73,8 +73,7 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         prefix_length = ctx.packing.prefix_length
         out = grad.flatten(0, 1).index_select(0, ctx.packing.columns)
-        if prefix_length:
-            torch.sum(grad[:, :prefix_length], 0, out=out[:prefix_length])
+        torch.sum(grad[:, :prefix_length], 0, out=out[:prefix_length])
         return out, None
 
 

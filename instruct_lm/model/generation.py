@@ -57,12 +57,13 @@ class Sampling:
 
 
 GREEDY = Sampling()
+Prompts = Sequence[Sequence[int]]  # the token ids of each
 
 
 @torch.inference_mode()
 def stream(
     model: GPT,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     max_new_tokens: int,
     end_tokens: Collection[int] = (),
@@ -122,7 +123,7 @@ def stream(
 
 def generate(
     model: GPT,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     batch_size: int = 32,
     on_done: Callable[[int], object] | None = None,
