@@ -62,12 +62,12 @@ def pack(lengths: Sequence[int], prefix_length: int, device: torch.device | str 
 
 
 class _Unpack(torch.autograd.Function):
-    """(T, C) → (B, L, C). In the backward pass, padding has no gradient, and the prefix sums those of its rows."""
+    """(T, ...) → (B, L, ...). In the backward pass, padding has no gradient, and the prefix sums those of its rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
         ctx.packing = packing
-        return x.index_select(0, packing.rows.flatten()).view(*packing.rows.shape, -1)
+        return x.index_select(0, packing.rows.flatten()).unflatten(0, packing.rows.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -95,11 +95,11 @@ class _Pack(torch.autograd.Function):
 class PackedAttention(CausalSelfAttention):
     """Attention that takes a packed sequence too."""
 
-    def attend(self, qkv: Tensor, *, packing: Packing | None = None, **options: Any) -> Tensor:
-        """(T, (H + 2K) · D) → (T, C) with a ``packing``, else as its base."""
+    def attend(self, heads: Tensor, *, packing: Packing | None = None, **options: Any) -> Tensor:
+        """(T, H + 2K, D) → (T, C) with a ``packing``, else as its base."""
         if packing is None:
-            return super().attend(qkv, **options)
-        rows = super().attend(_Unpack.apply(qkv, packing), **options)  # (B, L, C)
+            return super().attend(heads, **options)
+        rows = super().attend(_Unpack.apply(heads, packing), **options)  # (B, L, C)
         return _Pack.apply(rows, packing)
 
 

@@ -14,7 +14,7 @@ KEEP_SHARE = 0.9
 """Ended rows leave the cache once fewer than this share of its rows go on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Sampling:
     """How the next token is chosen.
 
@@ -122,12 +122,7 @@ def stream(
 
 
 def generate(
-    model: GPT,
-    prompts: Prompts,
-    *,
-    batch_size: int = 32,
-    on_done: Callable[[int], object] | None = None,
-    **options: Any,
+    model: GPT, prompts: Prompts, *, batch_size: int = 32, on_done: Callable[[int], None] | None = None, **options: Any
 ) -> list[list[int]]:
     """Generate for any number of prompts, in batches of similar length.
 

@@ -24,7 +24,7 @@ Rope = tuple[Tensor, Tensor]  # cosines and sines, (..., 1, D / 2) each
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class GPTConfig:
     """Sizes and choices of a transformer; the defaults are GPT-2 124M.
 
@@ -109,20 +109,19 @@ class CausalSelfAttention(nn.Module):
         return self.proj(self.attend(self.project(x, rope), **options))
 
     def project(self, x: Tensor, rope: Rope | None) -> Tensor:
-        """Queries, keys and values side by side: (..., C) → (..., (H + 2K) · D)."""
-        qkv = self.qkv(x)
+        """Queries, keys and values side by side: (..., C) → (..., H + 2K, D)."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         if rope is None:
-            return qkv
-        heads = qkv.unflatten(-1, (-1, self.head_dim))  # (..., H + 2K, D)
+            return heads
         rotated = self.n_head + self.n_kv_head  # values are not rotated
-        return torch.cat((rotate(heads[..., :rotated, :], *rope), heads[..., rotated:, :]), dim=-2).flatten(-2)
+        return torch.cat((rotate(heads[..., :rotated, :], *rope), heads[..., rotated:, :]), dim=-2)
 
-    def attend(self, qkv: Tensor, *, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """Weighted means of the values: (B, L, (H + 2K) · D) → (B, L, C).
+    def attend(self, heads: Tensor, *, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """Weighted means of the values: (B, L, H + 2K, D) → (B, L, C).
 
         A cache takes in the keys and values. With a ``mask``, the queries see all that it then holds; see `GPT.decode`.
         """
-        heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, L, D)
+        heads = heads.transpose(1, 2)  # (B, H + 2K, L, D)
         q, kv = heads[:, : self.n_head], heads[:, self.n_head :]
         if cache is not None:
             cache.append(self.layer, kv)
@@ -202,8 +201,7 @@ class GPT(nn.Module):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                residual = name.endswith("proj.weight")
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:
                 nn.init.constant_(parameter, 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
@@ -241,11 +239,9 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
         x = self.wte(input_ids).to(self.dtype)
-        rope = None
+        rope = self._rope(position_ids, x.dtype) if self.wpe is None else None
         if self.wpe is not None:
             x = x + self.wpe(position_ids).to(self.dtype)
-        else:
-            rope = self._rope(position_ids, x.dtype)
         x = self.dropout(x)
         for block in self.h:
             if self.activation_checkpointing and self.training:

@@ -49,13 +49,6 @@ class LoRALinear(nn.Module):
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
         return self.linear(x) + self.scale * F.linear(low, self.lora_b)
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The frozen layer, with the adapter added to its weight, in the adapter's dtype."""
-        weight = self.linear.weight.to(self.lora_a.dtype) + self.scale * self.lora_b @ self.lora_a
-        self.linear.weight = nn.Parameter(weight, requires_grad=False)
-        return self.linear
-
 
 def add_lora(
     model: GPT,
@@ -93,10 +86,13 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
 
 
+@torch.no_grad()
 def merge_lora(model: GPT) -> GPT:
-    """Add the adapters to the weights, in place: the result is a model without adapters."""
+    """Add the adapters to the frozen weights, in the adapters' dtype and in place: a model without adapters is left."""
     for block in model.h:
         for name in TARGETS:
             if isinstance(layer := block.get_submodule(name), LoRALinear):
-                block.set_submodule(name, layer.merged())
+                weight = layer.linear.weight.to(layer.lora_a.dtype) + layer.scale * layer.lora_b @ layer.lora_a
+                layer.linear.weight = nn.Parameter(weight, requires_grad=False)
+                block.set_submodule(name, layer.linear)
     return model

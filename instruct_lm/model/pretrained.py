@@ -138,14 +138,13 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
         model = GPT(config)
     checkpoint = _open(path)
     layout = _recognise(checkpoint, config, path)
+    head = checkpoint.pop(layout.head, None)
     found = {name: stored.shape for name, stored in checkpoint.items() if not _IGNORED.search(name)}
-    found.pop(layout.head, None)
     _check(found, {piece.name: piece.shape for piece in pieces_of(model, layout)}, path)
     store_matrices(model, matrix_dtype)
     model.to_empty(device="cpu")
     for piece in pieces_of(model, layout):
         piece.values.copy_(torch.as_tensor(checkpoint[piece.name].read()).view(piece.values.shape))
-    head = checkpoint.get(layout.head)
     if head and not torch.equal(torch.as_tensor(head.read(), dtype=matrix_dtype), model.wte.weight):
         raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
     return model
@@ -191,10 +190,9 @@ def _recognise(checkpoint: dict[str, _Stored], config: GPTConfig, path: Path) ->
     Raises:
         InputError: No layout of the configured architecture has such names.
     """
+    learned = config.position == "learned"
     for layout in LAYOUTS.values():
-        if f"{layout.names['wte']}.weight" in checkpoint and bool(layout.names["wpe"]) == (
-            config.position == "learned"
-        ):
+        if f"{layout.names['wte']}.weight" in checkpoint and bool(layout.names["wpe"]) == learned:
             return layout
     names = ", ".join(list(checkpoint)[:5])
     raise InputError(f"{path} has another architecture than model.position={config.position}; it holds {names}, …")
