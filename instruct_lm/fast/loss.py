@@ -92,8 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 # d(w · nll) / d(logits) = w · (softmax − one-hot)
                 weight = weights[piece, None]
-                grad = exponentials.mul_(weight / total)
-                grad = grad.scatter_add_(1, targets, -weight).to(dtype)
+                grad = exponentials.mul_(weight / total).scatter_add_(1, targets, -weight).to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[piece] = _times_head(grad, matrix, transposed=True)
                 if head_grad is not None and head_grad.dtype == dtype:

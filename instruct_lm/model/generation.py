@@ -98,8 +98,7 @@ def stream(
     if not active:
         return
     generators = {i: sampling.generator(i if numbers is None else numbers[i]) for i in active}
-    capacity = max(len(prompts[i]) + room[i] for i in active)
-    cache = model.new_cache(len(active), capacity)
+    cache = model.new_cache(len(active), capacity=max(len(prompts[i]) + room[i] for i in active))
     hidden = model.prefill([torch.tensor(prompts[i], device=device) for i in active], cache)  # (rows, C)
     going, step = set(active), 0
     while True:

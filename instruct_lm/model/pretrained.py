@@ -62,7 +62,6 @@ LAYOUTS = {
 
 # Buffers of old GPT-2 checkpoints (the causal mask), and the rotary frequencies of GGUF and old Llama files.
 _IGNORED = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rope_freqs\.weight)$")
-_LISTED = 12  # problems that a message shows; it counts them all
 
 
 class Piece(NamedTuple):
@@ -207,4 +206,4 @@ def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...
     ]
     if problems:
         summary = f"{path} does not fit the model: check the model.* sizes. {len(problems)} tensors differ, such as"
-        raise InputError("\n".join([summary, *problems[:_LISTED]]))
+        raise InputError("\n".join([summary, *problems[:12]]))
