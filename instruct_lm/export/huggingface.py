@@ -14,6 +14,22 @@ from instruct_lm.io.files import replacing, write_json
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.pretrained import LAYOUTS, pieces_of
 
+# Attributes of `GPTConfig` → their keys in the `config.json` of GPT-2 and of Llama; empty where it has none.
+_KEYS = {
+    "vocab_size": ("vocab_size", "vocab_size"),
+    "block_size": ("n_positions", "max_position_embeddings"),
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "kv_heads": ("", "num_key_value_heads"),
+    "n_embd": ("n_embd", "hidden_size"),
+    "inner": ("n_inner", "intermediate_size"),
+    "norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
+    "rope_base": ("", "rope_theta"),
+}
+_GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
+_LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+_COMMON = {"bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True, "torch_dtype": "float32"}
+
 
 def hub_config(config: GPTConfig) -> dict[str, Any]:
     """The content of transformers' `config.json` for a model.
@@ -22,35 +38,14 @@ def hub_config(config: GPTConfig) -> dict[str, Any]:
         InputError: The model is a mixture of choices that is neither GPT-2 nor Llama.
     """
     choices = (config.norm, config.position, config.activation, config.bias)
-    common: dict[str, Any] = {"vocab_size": config.vocab_size, "bos_token_id": None, "eos_token_id": None}
-    common |= {"tie_word_embeddings": True, "torch_dtype": "float32"}
     if choices == ("layernorm", "learned", "gelu", True):
-        return common | {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.block_size,
-            "n_embd": config.n_embd,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_inner": config.inner,
-            "layer_norm_epsilon": config.norm_eps,
-            "activation_function": "gelu_new",
-        }
-    if choices == ("rmsnorm", "rotary", "swiglu", False):
-        return common | {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "max_position_embeddings": config.block_size,
-            "hidden_size": config.n_embd,
-            "intermediate_size": config.inner,
-            "num_hidden_layers": config.n_layer,
-            "num_attention_heads": config.n_head,
-            "num_key_value_heads": config.kv_heads,
-            "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rope_base,
-            "hidden_act": "silu",
-        }
-    raise InputError(f"model.norm, position, activation and bias are {choices}, which is neither GPT-2 nor Llama")
+        architecture, column = _GPT2, 0
+    elif choices == ("rmsnorm", "rotary", "swiglu", False):
+        architecture, column = _LLAMA, 1
+    else:
+        raise InputError(f"model.norm, position, activation and bias are {choices}, which is neither GPT-2 nor Llama")
+    sizes = {keys[column]: getattr(config, name) for name, keys in _KEYS.items() if keys[column]}
+    return architecture | sizes | _COMMON
 
 
 def save_pretrained(model: GPT, folder: Path) -> None:

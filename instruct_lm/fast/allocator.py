@@ -12,16 +12,15 @@ def _is_glibc() -> bool:
     return platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next allocation instead of giving its pages back to the kernel.
 
     Every step of training frees and takes gigabytes in blocks that glibc maps anew each time, and each new page costs a
-    fault. Call it before torch allocates. Returns whether it applies: Linux with glibc.
+    fault. Call it before torch allocates. Without glibc it does nothing.
     """
-    if not _is_glibc():
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+    if _is_glibc():
+        ctypes.CDLL(None).mallopt(_M_MMAP_MAX, 0)
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def give_back_freed_memory() -> None:

@@ -91,11 +91,9 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        if not is_faster(x):
-            return super().forward(x)
-        if not torch.is_grad_enabled():
-            return product(x, self.weight, self.bias)
-        return _Product.apply(x, self.weight, self.bias)
+        if is_faster(x) and torch.is_grad_enabled():
+            return _Product.apply(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
 class FastFrozenLinear(FrozenLinear):

@@ -35,25 +35,17 @@ def packed_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
         summed[1:, :shared] = 0
     hidden = model.packed_states(batch.input_ids, packing)  # (T, C)
     counted = weights > 0
-    return _sums(
-        hidden.index_select(0, packing.rows[counted]),
-        *(model.head_weight, batch.labels[counted], weights[counted], response_weights[counted]),
-    )
+    hidden = hidden.index_select(0, packing.rows[counted])  # (M, C)
+    weighted, nll = linear_cross_entropy(hidden, model.head_weight, batch.labels[counted], weights[counted])
+    return weighted, (response_weights[counted] * nll).sum()
 
 
 def chunked_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
     """The sums of `instruct_lm.training.loss.batch_loss`, of padded rows."""
     counted = batch.weights > 0
-    hidden = model.hidden_states(batch.input_ids)[counted]
-    of_labels = batch.labels[counted], batch.weights[counted], batch.response_weights[counted]
-    return _sums(hidden, model.head_weight, *of_labels)
-
-
-def _sums(
-    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, response_weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    weighted, nll = linear_cross_entropy(hidden, head, labels, weights)
-    return weighted, (response_weights * nll).sum()
+    hidden = model.hidden_states(batch.input_ids)[counted]  # (M, C)
+    weighted, nll = linear_cross_entropy(hidden, model.head_weight, batch.labels[counted], batch.weights[counted])
+    return weighted, (batch.response_weights[counted] * nll).sum()
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 # d(w · nll) / d(logits) = w · (softmax − one-hot)
                 weight = weights[piece, None]
-                grad = exponentials.mul_(weight / total)
-                grad = grad.scatter_add_(1, targets, -weight).to(dtype)
+                grad = exponentials.mul_(weight / total).scatter_add_(1, targets, -weight).to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[piece] = _times_head(grad, matrix, transposed=True)
                 if head_grad is not None and head_grad.dtype == dtype:
@@ -145,16 +136,15 @@ def _adds_in_place(weight: Tensor) -> bool:
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.weight = weight
+        ctx.ids, ctx.weight = ids, weight
         return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        (ids,), weight = ctx.saved_tensors, ctx.weight
+        weight = ctx.weight
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, ids.flatten(), grad.flatten(0, -2).to(weight.dtype))
+        weight.grad.index_add_(0, ctx.ids.flatten(), grad.flatten(0, -2).to(weight.dtype))
         return None, None
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from instruct_lm.data.batching import shared_prefix_length
 from instruct_lm.fast.linear import product
 from instruct_lm.model.cache import KVCache
-from instruct_lm.model.gpt import GPT, CausalSelfAttention, Rope
+from instruct_lm.model.gpt import GPT, CausalSelfAttention
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,18 @@ def pack(lengths: Sequence[int], prefix_length: int, device: torch.device | str 
 
 
 class _Unpack(torch.autograd.Function):
-    """(T, C) → (B, L, C). In the backward pass, padding has no gradient, and the prefix sums those of its rows."""
+    """(T, ...) → (B, L, ...). In the backward pass, padding has no gradient, and the prefix sums those of its rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packing: Packing) -> Tensor:
         ctx.packing = packing
-        return x.index_select(0, packing.rows.flatten()).view(*packing.rows.shape, -1)
+        return x.index_select(0, packing.rows.flatten()).unflatten(0, packing.rows.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         prefix_length = ctx.packing.prefix_length
         out = grad.flatten(0, 1).index_select(0, ctx.packing.columns)
-        if prefix_length:
-            torch.sum(grad[:, :prefix_length], 0, out=out[:prefix_length])
+        torch.sum(grad[:, :prefix_length], 0, out=out[:prefix_length])
         return out, None
 
 
@@ -96,19 +95,12 @@ class _Pack(torch.autograd.Function):
 class PackedAttention(CausalSelfAttention):
     """Attention that takes a packed sequence too."""
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: Rope | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
-        packing: Packing | None = None,
-    ) -> Tensor:
-        """(T, C) → (T, C) with a ``packing``, else as its base."""
+    def attend(self, heads: Tensor, *, packing: Packing | None = None, **options: Any) -> Tensor:
+        """(T, H + 2K, D) → (T, C) with a ``packing``, else as its base."""
         if packing is None:
-            return super().forward(x, rope, cache, mask)
-        rows = _Unpack.apply(self.project(x, rope), packing)
-        return self.proj(_Pack.apply(self.attend(rows, cache), packing))
+            return super().attend(heads, **options)
+        rows = super().attend(_Unpack.apply(heads, packing), **options)  # (B, L, C)
+        return _Pack.apply(rows, packing)
 
 
 class PackedGPT(GPT):

@@ -8,38 +8,29 @@ class KVCache:
     """Keys and values of every layer for B rows of at most ``capacity`` tokens, right-padded; see `GPT.new_cache`.
 
     Args:
-        n_layer: Number of layers.
-        shape: (B, K, capacity, D).
+        shape: (n_layer, B, 2K, capacity, D).
         dtype, device: Of the keys and values.
 
     Attributes:
-        keys, values: One (B, K, capacity, D) tensor per layer.
+        kv: Of that shape; the K heads of keys, then the K heads of values.
         lengths: int64 (B,); number of tokens that each row holds.
     """
 
-    def __init__(self, n_layer: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layer)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layer)]
-        self.lengths = torch.zeros(shape[0], dtype=torch.long, device=device)
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        # Zeros, since attention multiplies masked values by 0, and 0 · NaN would be NaN.
+        self.kv = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(shape[1], dtype=torch.long, device=device)
 
-    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store the first (B, K, L, D) of a layer."""
-        for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            cached[:, :, : new.shape[2]] = new
-            cached[:, :, new.shape[2] :] = 0  # masked values are multiplied by 0, so they must not be NaN
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store (B, K, 1, D) behind the tokens of each row; the caller raises ``lengths`` after the last layer."""
-        rows = torch.arange(len(self.lengths), device=keys.device)
-        self.keys[layer][rows, :, self.lengths] = keys[:, :, 0]
-        self.values[layer][rows, :, self.lengths] = values[:, :, 0]
+    def append(self, layer: int, kv: Tensor) -> None:
+        """Store (B, 2K, L, D) behind the tokens of each row; the caller raises ``lengths`` after the last layer."""
+        rows = torch.arange(len(self.lengths), device=kv.device)[:, None]  # (B, 1)
+        columns = self.lengths[:, None] + torch.arange(kv.shape[2], device=kv.device)  # (B, L)
+        self.kv[layer][rows, :, columns] = kv.transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, int64 (b,)."""
-        longest = int(self.lengths[rows].max())
-        for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):
-                kept = tensor[:, :, :longest].index_select(0, rows)
-                tensors[layer] = tensor[: len(rows)]
-                tensors[layer][:, :, :longest] = kept
         self.lengths = self.lengths[rows]
+        longest = int(self.lengths.max())
+        for layer in self.kv:  # one layer at a time, since all of them copied would double the memory
+            layer[: len(rows), :, :longest] = layer[rows, :, :longest]
+        self.kv = self.kv[:, : len(rows)]

@@ -1,10 +1,11 @@
 """Batched generation: all prompts at once into a cache, then one token per row and step."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from instruct_lm.model.gpt import GPT
@@ -13,7 +14,7 @@ KEEP_SHARE = 0.9
 """Ended rows leave the cache once fewer than this share of its rows go on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Sampling:
     """How the next token is chosen.
 
@@ -25,21 +26,13 @@ class Sampling:
             depend on the batch it was made in.
 
     Raises:
-        ValueError: A value out of range.
+        pydantic.ValidationError: A value out of range; it is a ValueError.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int = 123
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k} must be 1 or more, or null")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1], or be null")
 
     def generator(self, number: int) -> torch.Generator:
         """The random numbers of one prompt."""
@@ -64,12 +57,13 @@ class Sampling:
 
 
 GREEDY = Sampling()
+Prompts = Sequence[Sequence[int]]  # the token ids of each
 
 
 @torch.inference_mode()
 def stream(
     model: GPT,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     max_new_tokens: int,
     end_tokens: Collection[int] = (),
@@ -104,8 +98,7 @@ def stream(
     if not active:
         return
     generators = {i: sampling.generator(i if numbers is None else numbers[i]) for i in active}
-    capacity = max(len(prompts[i]) + room[i] for i in active)
-    cache = model.new_cache(len(active), capacity)
+    cache = model.new_cache(len(active), capacity=max(len(prompts[i]) + room[i] for i in active))
     hidden = model.prefill([torch.tensor(prompts[i], device=device) for i in active], cache)  # (rows, C)
     going, step = set(active), 0
     while True:
@@ -128,12 +121,7 @@ def stream(
 
 
 def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    *,
-    batch_size: int = 32,
-    on_done: Callable[[int], object] | None = None,
-    **options: Any,
+    model: GPT, prompts: Prompts, *, batch_size: int = 32, on_done: Callable[[int], None] | None = None, **options: Any
 ) -> list[list[int]]:
     """Generate for any number of prompts, in batches of similar length.
 

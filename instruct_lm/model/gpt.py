@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -20,10 +21,10 @@ from instruct_lm.model.cache import KVCache
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (..., 1, D / 2) each
 
-_CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rotary"), "activation": ("gelu", "swiglu")}
+NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class GPTConfig:
     """Sizes and choices of a transformer; the defaults are GPT-2 124M.
 
@@ -52,23 +53,18 @@ class GPTConfig:
     n_embd: int = 768
     n_kv_head: int | None = None
     n_inner: int | None = None
-    norm: str = "layernorm"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
-    position: str = "learned"
+    position: Literal["learned", "rotary"] = "learned"
     rope_base: float = 10000.0
-    activation: str = "gelu"
+    activation: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head or self.n_head % self.kv_heads:
-            raise ValueError(
-                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}, "
-                f"and that of n_kv_head={self.kv_heads}"
-            )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+            sizes = f"n_embd={self.n_embd}, n_head={self.n_head}, n_kv_head={self.kv_heads}"
+            raise ValueError(f"{sizes}: each must be a multiple of the next")
 
     @classmethod
     def of(cls, settings: object) -> GPTConfig:
@@ -108,30 +104,30 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
 
-    def forward(
-        self, x: Tensor, rope: Rope | None = None, cache: KVCache | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """(B, L, C) → (B, L, C). With ``mask``, one new token per row attends to the cache; see `GPT.decode`."""
-        return self.proj(self.attend(self.project(x, rope), cache, mask))
+    def forward(self, x: Tensor, rope: Rope | None = None, **options: Any) -> Tensor:
+        """(B, L, C) → (B, L, C). The options are those of `attend`."""
+        return self.proj(self.attend(self.project(x, rope), **options))
 
     def project(self, x: Tensor, rope: Rope | None) -> Tensor:
-        """Queries, keys and values side by side: (..., C) → (..., (H + 2K) · D)."""
-        qkv = self.qkv(x)
+        """Queries, keys and values side by side: (..., C) → (..., H + 2K, D)."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         if rope is None:
-            return qkv
-        heads = qkv.unflatten(-1, (-1, self.head_dim))  # (..., H + 2K, D)
+            return heads
         rotated = self.n_head + self.n_kv_head  # values are not rotated
-        return torch.cat((rotate(heads[..., :rotated, :], *rope), heads[..., rotated:, :]), dim=-2).flatten(-2)
+        return torch.cat((rotate(heads[..., :rotated, :], *rope), heads[..., rotated:, :]), dim=-2)
 
-    def attend(self, qkv: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """Weighted means of the values: (B, L, (H + 2K) · D) → (B, L, C)."""
-        heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2K, L, D)
-        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
-        if cache is not None and mask is None:
-            cache.fill(self.layer, k, v)
-        elif cache is not None and mask is not None:
-            cache.append(self.layer, k, v)
-            k, v = (held[self.layer][:, :, : mask.shape[-1]] for held in (cache.keys, cache.values))
+    def attend(self, heads: Tensor, *, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """Weighted means of the values: (B, L, H + 2K, D) → (B, L, C).
+
+        A cache takes in the keys and values. With a ``mask``, the queries see all that it then holds; see `GPT.decode`.
+        """
+        heads = heads.transpose(1, 2)  # (B, H + 2K, L, D)
+        q, kv = heads[:, : self.n_head], heads[:, self.n_head :]
+        if cache is not None:
+            cache.append(self.layer, kv)
+            if mask is not None:
+                kv = cache.kv[self.layer, :, :, : mask.shape[-1]]
+        k, v = kv.chunk(2, dim=1)
         dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head != self.n_head
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)  # (B, L, C)
@@ -160,9 +156,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = _norm(config)
+        self.ln_1 = NORMS[config.norm](config.n_embd, eps=config.norm_eps)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = _norm(config)
+        self.ln_2 = NORMS[config.norm](config.n_embd, eps=config.norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -170,12 +166,6 @@ class Block(nn.Module):
         """(..., C) → (..., C)."""
         x = x + self.dropout(self.attn(self.ln_1(x), **attention))
         return x + self.dropout(self.mlp(self.ln_2(x)))
-
-
-def _norm(config: GPTConfig) -> nn.Module:
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps)
 
 
 class GPT(nn.Module):
@@ -199,7 +189,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = _norm(config)
+        self.ln_f = NORMS[config.norm](config.n_embd, eps=config.norm_eps)
         if not self.wte.weight.is_meta:
             self.init_weights()
 
@@ -211,8 +201,7 @@ class GPT(nn.Module):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                residual = name.endswith("proj.weight")
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:
                 nn.init.constant_(parameter, 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
@@ -250,11 +239,9 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
         x = self.wte(input_ids).to(self.dtype)
-        rope = None
+        rope = self._rope(position_ids, x.dtype) if self.wpe is None else None
         if self.wpe is not None:
             x = x + self.wpe(position_ids).to(self.dtype)
-        else:
-            rope = self._rope(position_ids, x.dtype)
         x = self.dropout(x)
         for block in self.h:
             if self.activation_checkpointing and self.training:
@@ -265,15 +252,14 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for so many rows of at most ``capacity`` tokens."""
-        shape = (batch_size, self.config.kv_heads, capacity, self.config.head_dim)
-        return KVCache(self.config.n_layer, shape, self.dtype, self.wte.weight.device)
+        shape = (self.config.n_layer, batch_size, 2 * self.config.kv_heads, capacity, self.config.head_dim)
+        return KVCache(shape, self.dtype, self.wte.weight.device)
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
         """Fill an empty cache with prompts, int64 (L_i,) each; hidden states (B, C) of their last tokens."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=cache.lengths.device)
         hidden = self.hidden_states(pad_sequence(list(prompts), batch_first=True), cache=cache)  # (B, L, C)
-        cache.lengths += lengths
-        return hidden[torch.arange(len(prompts)), lengths - 1]
+        cache.lengths += torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
+        return hidden[torch.arange(len(prompts)), cache.lengths - 1]
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Hidden states (B, C) of one more token per row, int64 (B,), which the cache takes in."""

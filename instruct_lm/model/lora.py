@@ -13,7 +13,11 @@ TARGETS = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
 
 class FrozenLinear(nn.Linear):
-    """`nn.Linear` that is not trained; a weight in a small dtype is widened to the input's for each product."""
+    """A linear layer that is not trained; a weight in a small dtype is widened to the input's for each product."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
@@ -45,12 +49,6 @@ class LoRALinear(nn.Module):
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
         return self.linear(x) + self.scale * F.linear(low, self.lora_b)
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain layer with the adapter added to its weight, in the adapter's dtype."""
-        weight = self.linear.weight.to(self.lora_a.dtype) + self.scale * self.lora_b @ self.lora_a
-        return _like(self.linear, nn.Linear, nn.Parameter(weight, requires_grad=False))
-
 
 def add_lora(
     model: GPT,
@@ -78,16 +76,9 @@ def add_lora(
     for block in model.h:
         for name in TARGETS:
             linear: Any = block.get_submodule(name)
-            frozen = _like(linear, FrozenLinear, linear.weight)
+            frozen = FrozenLinear(linear)
             block.set_submodule(name, LoRALinear(frozen, rank, alpha, dropout) if name in targets else frozen)
     return model
-
-
-def _like(linear: nn.Linear, kind: type[nn.Linear], weight: nn.Parameter) -> nn.Linear:
-    """A layer of another class with this weight and the same bias."""
-    layer = kind(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-    layer.weight, layer.bias = weight, linear.bias
-    return layer
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -95,10 +86,13 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
 
 
+@torch.no_grad()
 def merge_lora(model: GPT) -> GPT:
-    """Add the adapters to the weights, in place: the result is a plain model of `nn.Linear` layers."""
+    """Add the adapters to the frozen weights, in the adapters' dtype and in place: a model without adapters is left."""
     for block in model.h:
         for name in TARGETS:
             if isinstance(layer := block.get_submodule(name), LoRALinear):
-                block.set_submodule(name, layer.merged())
+                weight = layer.linear.weight.to(layer.lora_a.dtype) + layer.scale * layer.lora_b @ layer.lora_a
+                layer.linear.weight = nn.Parameter(weight, requires_grad=False)
+                block.set_submodule(name, layer.linear)
     return model

@@ -6,7 +6,7 @@ needs the memory of the model and of its largest tensor.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +62,6 @@ LAYOUTS = {
 
 # Buffers of old GPT-2 checkpoints (the causal mask), and the rotary frequencies of GGUF and old Llama files.
 _IGNORED = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rope_freqs\.weight)$")
-_LISTED = 12  # problems that a message shows; it counts the rest
 
 
 class Piece(NamedTuple):
@@ -132,18 +131,19 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
 
     Raises:
         InputError: The file is broken or of another kind, or tensors are missing, superfluous or of another shape; the
-            message lists them.
+            message counts them and lists the first.
     """
     with torch.device("meta"):
         model = GPT(config)
     checkpoint = _open(path)
     layout = _recognise(checkpoint, config, path)
-    _check(checkpoint, {piece.name: piece.shape for piece in pieces_of(model, layout)}, layout.head, path)
+    head = checkpoint.pop(layout.head, None)
+    found = {name: stored.shape for name, stored in checkpoint.items() if not _IGNORED.search(name)}
+    _check(found, {piece.name: piece.shape for piece in pieces_of(model, layout)}, path)
     store_matrices(model, matrix_dtype)
     model.to_empty(device="cpu")
     for piece in pieces_of(model, layout):
         piece.values.copy_(torch.as_tensor(checkpoint[piece.name].read()).view(piece.values.shape))
-    head = checkpoint.get(layout.head)
     if head and not torch.equal(torch.as_tensor(head.read(), dtype=matrix_dtype), model.wte.weight):
         raise InputError(f"{path}: {layout.head} differs from the embedding; only tied heads are supported")
     return model
@@ -161,26 +161,20 @@ def _open(path: Path) -> dict[str, _Stored]:
     if path.suffix == ".gguf":
         header = read_gguf(path)
         return {name: _Stored(tensor.shape, partial(header.read, name)) for name, tensor in header.tensors.items()}
-    if path.suffix == ".safetensors":
-        return _open_safetensors([path])
-    if (single := path / "model.safetensors").is_file():
-        return _open_safetensors([single])
-    if (index := path / "model.safetensors.index.json").is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return _open_safetensors(path / file for file in sorted(files))
-    raise InputError(f"{path} holds no weights; give a .safetensors or .gguf file, or a folder with model.safetensors")
-
-
-def _open_safetensors(paths: Iterable[Path]) -> dict[str, _Stored]:
+    files = [path if path.suffix == ".safetensors" else path / "model.safetensors"]
+    index = path / "model.safetensors.index.json"
+    if index.is_file() and not files[0].is_file():
+        files = sorted({path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     tensors = {}
-    for path in paths:
+    for file in files:
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (not a dict)
-                    shape = tuple(file.get_slice(name).get_shape())
-                    tensors[name.removeprefix("transformer.")] = _Stored(shape, partial(_read_safetensors, path, name))
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118  (not a dict)
+                    shape = tuple(stored.get_slice(name).get_shape())
+                    tensors[name.removeprefix("transformer.")] = _Stored(shape, partial(_read_safetensors, file, name))
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is no readable safetensors file ({error}); delete it to fetch it anew") from error
+            remedy = "fetch it anew, or give a .safetensors or .gguf file or a folder with model.safetensors"
+            raise InputError(f"{file} holds no weights that can be read ({error}): {remedy}") from error
     return tensors
 
 
@@ -190,30 +184,26 @@ def _read_safetensors(path: Path, name: str) -> Tensor:
 
 
 def _recognise(checkpoint: dict[str, _Stored], config: GPTConfig, path: Path) -> Layout:
+    """The layout of a checkpoint's names.
+
+    Raises:
+        InputError: No layout of the configured architecture has such names.
+    """
+    learned = config.position == "learned"
     for layout in LAYOUTS.values():
-        if f"{layout.names['wte']}.weight" in checkpoint:
-            if bool(layout.names["wpe"]) != (config.position == "learned"):
-                raise InputError(
-                    f"{path} has another architecture than the configured model (model.position={config.position}): "
-                    f"its tensors are named {layout.block.format(0)}…"
-                )
+        if f"{layout.names['wte']}.weight" in checkpoint and bool(layout.names["wpe"]) == learned:
             return layout
-    raise InputError(
-        f"{path} has neither GPT-2's, Llama's nor GGUF's tensor names but {', '.join(list(checkpoint)[:5])}"
-    )
+    names = ", ".join(list(checkpoint)[:5])
+    raise InputError(f"{path} has another architecture than model.position={config.position}; it holds {names}, …")
 
 
-def _check(checkpoint: dict[str, _Stored], expected: dict[str, tuple[int, ...]], head: str, path: Path) -> None:
-    """Raise an `InputError` that lists the tensors that are missing, superfluous or of another shape."""
-    found = {name: stored.shape for name, stored in checkpoint.items() if not _IGNORED.search(name)}
-    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    problems += [f"extra: {name} {list(found[name])}" for name in found if name not in expected and name != head]
-    problems += [
-        f"misshaped: {name} is {list(found[name])}, the configuration asks for {list(shape)}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
+def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Raise an `InputError` that lists tensors that are missing, superfluous or of another shape."""
+    problems = [
+        f"{name}: the file has {found.get(name, 'none')}, the model {expected.get(name, 'none')}"
+        for name in expected | found
+        if found.get(name) != expected.get(name)
     ]
-    if len(problems) > _LISTED:
-        problems[_LISTED:] = [f"… and {len(problems) - _LISTED} more"]
     if problems:
-        raise InputError("\n".join([f"{path} does not fit the model (check the model.* sizes):", *problems]))
+        summary = f"{path} does not fit the model: check the model.* sizes. {len(problems)} tensors differ, such as"
+        raise InputError("\n".join([summary, *problems[:12]]))

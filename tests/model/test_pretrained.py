@@ -140,9 +140,9 @@ def test_missing_extra_and_misshaped_tensors_are_all_listed(tmp_path: Path) -> N
     with pytest.raises(InputError) as error:
         load_pretrained(CONFIGS["gpt2"], path)
     message = str(error.value)
-    assert "missing: h.1.ln_2.bias [32]" in message
-    assert "extra: h.2.ln_1.weight [32]" in message
-    assert "misshaped: h.0.mlp.c_fc.weight is [32, 64], the configuration asks for [32, 128]" in message
+    assert "h.1.ln_2.bias: the file has none, the model (32,)" in message
+    assert "h.2.ln_1.weight: the file has (32,), the model none" in message
+    assert "h.0.mlp.c_fc.weight: the file has (32, 64), the model (32, 128)" in message
 
 
 def test_an_untied_head_is_refused(tmp_path: Path) -> None:
