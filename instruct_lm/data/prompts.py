@@ -45,13 +45,9 @@ class PromptStyle:
         """The text before the response header."""
         return self.opening + self.body(example) + self.closing
 
-    def response(self, example: Example) -> str:
-        """The text to learn; the tokenizer's end token follows it."""
-        return example.output
-
     def full(self, example: Example) -> str:
         """Prompt, header and response, without the end token."""
-        return self.prompt(example) + self.header + self.response(example)
+        return self.prompt(example) + self.header + example.output
 
 
 # "Build a Large Language Model From Scratch", chapter 7, `format_input`.

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, listing
 from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
 
@@ -62,7 +62,6 @@ LAYOUTS = {
 
 # Buffers of old GPT-2 checkpoints (the causal mask), and the rotary frequencies of GGUF and old Llama files.
 _IGNORED = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rope_freqs\.weight)$")
-_LISTED = 12  # problems that a message shows; it counts the rest
 
 
 class Piece(NamedTuple):
@@ -213,7 +212,5 @@ def _check(checkpoint: dict[str, _Stored], expected: dict[str, tuple[int, ...]],
         for name, shape in expected.items()
         if found.get(name, shape) != shape
     ]
-    if len(problems) > _LISTED:
-        problems[_LISTED:] = [f"… and {len(problems) - _LISTED} more"]
     if problems:
-        raise InputError("\n".join([f"{path} does not fit the model (check the model.* sizes):", *problems]))
+        raise InputError("\n".join([f"{path} does not fit the model (check the model.* sizes):", *listing(problems)]))
