@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from instruct_lm.data.batching import Batch, collate
@@ -166,10 +165,6 @@ class InstructionDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Lists of test entries to answer, in file order."""
         return DataLoader(self.splits.test, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a `Batch` to the device; a list of entries to answer stays as it is."""
-        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _loader(self, name: str) -> StepLoader:
         dataset, shuffle, trainer = self.encoded[name], name == "train", self.trainer

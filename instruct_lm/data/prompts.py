@@ -6,13 +6,13 @@ does. And a prompt has the same ids whether a response follows (training) or not
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from instruct_lm.errors import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One instruction entry; `input` is empty if the instruction needs none."""
+class Example(NamedTuple):
+    """One instruction entry; `input` is empty if the instruction needs none. A tuple, so that Lightning can move it."""
 
     instruction: str
     input: str

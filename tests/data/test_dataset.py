@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -175,7 +174,7 @@ def test_missing_file_and_folder(tmp_path):
 def test_entries_of_100_000_characters(write):
     entry = {"instruction": "a" * 100_000, "input": "\U0001f600" * 100_000, "output": "b " * 50_000}
     (example,) = load_examples(write([entry]))
-    assert asdict(example) == entry
+    assert example._asdict() == entry
 
 
 # Splitting
