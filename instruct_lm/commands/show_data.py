@@ -10,13 +10,8 @@ import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
-from instruct_lm.data.encoding import (
-    OVERLONG,
-    EncodedExample,
-    encode_examples,
-    loss_weights,
-    resolve_prompt_loss_weight,
-)
+from instruct_lm.data.encoding import OVERLONG, EncodedExample, encode_examples, loss_weights
+from instruct_lm.data.encoding import resolve_prompt_loss_weight as resolve_weight
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError, listing
@@ -42,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(options: argparse.Namespace) -> None:
-    weight = resolve_prompt_loss_weight(options.mask_instructions, options.prompt_loss_weight)
+    weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
     style = get_style(options.style)
     examples = load_examples(Fetcher().fetch(options.source))
     if not 1 <= options.entry <= len(examples):
