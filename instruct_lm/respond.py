@@ -99,10 +99,10 @@ class Responder:
         closing = encode_special(style.closing) + encode_special(style.header)
         fixed = len(opening) + len(closing)
         if fixed >= block_size:
-            fault = (
-                f"prompt={style.name} takes {fixed} tokens: no room for an answer within model.block_size={block_size}"
+            raise InputError(
+                f"prompt={style.name} takes {fixed} tokens, which leaves no room for an answer within "
+                f"model.block_size={block_size}: choose a larger one or another prompt style."
             )
-            raise InputError(f"{fault}. Choose a larger one or another prompt style.")
         answer = max(1, min(self.max_new_tokens, block_size // 4))
         return opening, body, closing, max(0, block_size - fixed - answer)
 
