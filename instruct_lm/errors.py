@@ -1,5 +1,7 @@
 """Exceptions that the commands print as a message alone, without a traceback."""
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Bad input or configuration: the message names the value, the place and the remedy.
@@ -13,3 +15,14 @@ class RunError(RuntimeError):
 
     The commands end with exit status 1.
     """
+
+
+def listing(items: Sequence[str], most: int = 10) -> list[str]:
+    """The first items of a list in a message, and one that counts the rest.
+
+    Example:
+        >>> listing(["entry 3", "entry 5", "entry 8"], most=2)
+        ['entry 3', 'entry 5', 'and 1 more']
+    """
+    rest = len(items) - most
+    return [*items[:most], f"and {rest} more"] if rest > 0 else list(items)

@@ -355,10 +355,10 @@ def test_a_run_that_diverges_stops_and_says_so(command: Any, tmp_path: Path) -> 
 
 ENTRY = {"instruction": "Say yes.", "output": "Yes."}
 MALFORMED = {
-    "missing key": ([ENTRY, {"instruction": "Say no."}], ["entry 2", "'output' is missing"]),
-    "wrong type": ([ENTRY, {**ENTRY, "input": 5}], ["entry 2", "'input' is a number"]),
-    "empty output": ([{**ENTRY, "output": " "}], ["entry 1", "'output' is empty"]),
-    "no object": ([ENTRY, "text"], ["entry 2", "is a string"]),
+    "missing key": ([ENTRY, {"instruction": "Say no."}], ["entry 2", "output: Field required"]),
+    "wrong type": ([ENTRY, {**ENTRY, "input": 5}], ["entry 2", "input: Input should be a valid string"]),
+    "empty output": ([{**ENTRY, "output": " "}], ["entry 1", "output: String should not be blank"]),
+    "no object": ([ENTRY, "text"], ["entry 2", "Input should be a valid dictionary"]),
     "no entries": ([], ["no entries"]),
     "no list": ({"data": [ENTRY]}, ["expected a JSON list"]),
     "too few": ([ENTRY, ENTRY], ["2 entries", "Use more entries"]),

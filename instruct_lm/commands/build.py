@@ -154,7 +154,7 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
         prefix = len(data.tokenizer.encode_special(data.prompt_style.opening)) if config.data.layout == "packed" else 0
     return TrainingMemory(
         GPTConfig.of(config.model),
-        *largest_batch(data.train.encoded.lengths, config.data.batch_size, prefix),
+        *largest_batch(data.encoded["train"].encoded.lengths, config.data.batch_size, prefix),
         lora_rank=config.lora.rank,
         base_bytes=2 if config.lora.base_dtype == "bfloat16" else 4,
         optimizer=config.optimizer.name,

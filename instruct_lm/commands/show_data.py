@@ -14,11 +14,10 @@ from instruct_lm.data.encoding import OVERLONG, EncodedExample, encode_examples,
 from instruct_lm.data.encoding import resolve_prompt_loss_weight as resolve_weight
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, listing
 from instruct_lm.io.sources import Fetcher, default_cache_dir
 
 _COLOURS = {0.0: "\x1b[90m", 1.0: "\x1b[32m"}  # grey: not trained, green: trained; yellow: in between
-_LISTED = 5  # duplicates that are shown; the rest are counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,10 +101,10 @@ def _tokenizer(source: str | None) -> Tokenizer:
 
 
 def _show_duplicates(splits: Splits) -> None:
-    starts = dict(zip(splits._fields, (0, len(splits.train), len(splits.train) + len(splits.test)), strict=True))
-    duplicates = duplicates_between(splits)
-    some = f", the first {_LISTED}" if len(duplicates) > _LISTED else ""
-    print(f"\nEntries in more than one split (same instruction and input): {len(duplicates)}{some}")
-    for duplicate in duplicates[:_LISTED]:
-        places = [f"{name} {starts[name] + i + 1}" for name, found in duplicate.places.items() for i in found]
-        print(f"  {', '.join(places)}: {duplicate.example.instruction[:60]!a}")
+    first = {"train": 1, "test": 1 + len(splits.train), "validation": 1 + len(splits.train) + len(splits.test)}
+    lines = []
+    for duplicate in duplicates_between(splits):
+        places = [f"{name} {first[name] + i}" for name, found in duplicate.places.items() for i in found]
+        lines.append(f"{', '.join(places)}: {duplicate.example.instruction[:60]!a}")
+    summary = f"\nEntries in more than one split (same instruction and input): {len(lines)}"
+    print("\n  ".join([summary, *listing(lines, most=5)]))

@@ -3,11 +3,8 @@
 Lengths tell padding from tokens. Token ids cannot, since the padding id may equal the end token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The examples of one forward pass: B rows of at most L input tokens.
+class Batch(NamedTuple):
+    """The examples of one forward pass: B rows of at most L input tokens; a tuple, which Lightning moves to a device.
 
     Attributes:
         input_ids: int64 (B, L).
@@ -43,11 +39,6 @@ class Batch:
     def n_tokens(self) -> int:
         """Number of tokens, with end tokens and without padding."""
         return sum(self.lengths) + len(self.lengths)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on ``device``; Lightning calls this method."""
-        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **moved)
 
 
 def collate(

@@ -1,7 +1,7 @@
 """From a data source to batches, as a LightningDataModule."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from instruct_lm.data.batching import Batch, collate
@@ -33,20 +32,14 @@ class BatchDataset(Dataset[Batch]):
     """
 
     def __init__(self, encoded: EncodedDataset, prompt_loss_weight: float, mask_header: bool) -> None:
-        self.encoded, self.prompt_loss_weight, self.mask_header = encoded, prompt_loss_weight, mask_header
-
-    def row_weights(self) -> np.ndarray:
-        """float64 (n,); Σ weights of each row."""
-        return np.array([self._weights(i).sum(dtype=np.float64) for i in range(len(self.encoded))])
-
-    def _weights(self, row: int) -> np.ndarray:
-        return loss_weights(self.encoded[row], self.prompt_loss_weight, self.mask_header)
+        self.encoded = encoded
+        self.weights = [loss_weights(row, prompt_loss_weight, mask_header) for row in encoded]
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = [self.encoded[i] for i in micro_batch.rows]
         return collate(
             [row.input_ids for row in rows],
-            [self._weights(i) for i in micro_batch.rows],
+            [self.weights[i] for i in micro_batch.rows],
             [row.prompt_length + row.header_length for row in rows],
             entries=[int(self.encoded.entries[i]) for i in micro_batch.rows],
             step_weight=micro_batch.step_weight,
@@ -56,6 +49,9 @@ class BatchDataset(Dataset[Batch]):
 @dataclass(eq=False, repr=False)
 class InstructionDataModule(pl.LightningDataModule):
     """Downloads, splits, encodes and batches instruction entries.
+
+    Attributes:
+        encoded: Split name → its encoded entries, once `setup` has made them.
 
     Args:
         source: A source string (see `instruct_lm.io.sources.FORMS`; ``sample`` for the embedded entries), a path, or a
@@ -74,7 +70,7 @@ class InstructionDataModule(pl.LightningDataModule):
         cache_dir: Folder of the token cache; None: no cache.
     """
 
-    source: str | Path | Sequence[Mapping[str, Any]]
+    source: str | Path | Sequence[dict[str, Any]]
     tokenizer: Tokenizer
     style: str = "alpaca"
     _: KW_ONLY
@@ -98,12 +94,19 @@ class InstructionDataModule(pl.LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self.prompt_style = get_style(self.style)
+        self.encoded: dict[str, BatchDataset] = {}
         # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
         self.max_length = self.max_length or self.block_size
 
     def prepare_data(self) -> None:
         """Download the source; Lightning calls this method once per machine."""
         self._local()
+
+    def _local(self) -> str | Path | Sequence[dict[str, Any]]:
+        """The source as a local file, or unchanged if it is a list."""
+        if isinstance(self.source, (str, Path)):
+            return self.fetcher.fetch(str(self.source), sha256=self.sha256)
+        return self.source
 
     def setup(self, stage: str | None = None) -> None:
         """Split the entries and encode the splits that a stage needs.
@@ -114,9 +117,10 @@ class InstructionDataModule(pl.LightningDataModule):
         Raises:
             InputError: Entries are malformed, a split is empty, or none of its entries can be used.
         """
-        needed = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["splits"]}
+        needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ()}
         for name in needed.get(stage or "", Splits._fields):
-            getattr(self, name)  # a cached property: computed now, kept for later
+            if name not in self.encoded:
+                self.encoded[name] = self._encode(name)
 
     @cached_property
     def splits(self) -> Splits:
@@ -133,29 +137,8 @@ class InstructionDataModule(pl.LightningDataModule):
             log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), first)
         return splits
 
-    @cached_property
-    def train(self) -> BatchDataset:
-        """The training split, encoded."""
-        return self._encode("train")
-
-    @cached_property
-    def validation(self) -> BatchDataset:
-        """The validation split, encoded."""
-        return self._encode("validation")
-
-    @cached_property
-    def test(self) -> BatchDataset:
-        """The test split, encoded."""
-        return self._encode("test")
-
-    def _local(self) -> str | Path | Sequence[Mapping[str, Any]]:
-        """The source as a local file, or unchanged if there is nothing to download."""
-        if isinstance(self.source, (str, Path)):
-            return self.fetcher.fetch(str(self.source), sha256=self.sha256)
-        return self.source
-
     def _encode(self, name: str) -> BatchDataset:
-        examples, settings = getattr(self.splits, name), (self.max_length, self.overlong, self.cache_dir)
+        examples, settings = self.splits._asdict()[name], (self.max_length, self.overlong, self.cache_dir)
         try:
             encoded = encode_cached(examples, self.tokenizer, self.prompt_style, *settings)
         except InputError as error:
@@ -169,29 +152,25 @@ class InstructionDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Batches of the training split, in a new order each epoch."""
-        return self._loader(self.train, shuffle=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> StepLoader:
         """Batches of the validation split; rows of similar length share a batch, which changes no sum."""
-        return self._loader(self.validation, shuffle=False)
+        return self._loader("validation")
 
     def test_dataloader(self) -> StepLoader:
         """Batches of the test split, as for validation."""
-        return self._loader(self.test, shuffle=False)
+        return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Lists of test entries to answer, in file order."""
         return DataLoader(self.splits.test, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a `Batch` to the device; a list of entries to answer stays as it is."""
-        return batch if isinstance(batch, list) else batch.to(device)
-
-    def _loader(self, dataset: BatchDataset, shuffle: bool) -> StepLoader:
-        trainer = self.trainer
+    def _loader(self, name: str) -> StepLoader:
+        dataset, shuffle, trainer = self.encoded[name], name == "train", self.trainer
         sampler = StepSampler(
             dataset.encoded.lengths,
-            dataset.row_weights(),
+            np.array([weights.sum(dtype=np.float64) for weights in dataset.weights]),
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches if trainer and shuffle else 1,
             rank=trainer.global_rank if trainer else 0,

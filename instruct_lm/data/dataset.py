@@ -4,24 +4,36 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from instruct_lm.data.prompts import Example
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, listing
 
-_LISTED = 10  # malformed entries that a message names; it counts the rest
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")  # JSON's whitespace, which is not Unicode's
-_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}  # JSON's names
+_SAMPLE = Path(__file__).with_name("sample.json")
 
 
-def sample_path() -> Path:
-    """The path of the embedded entries, which `data=sample` selects."""
-    return Path(__file__).with_name("sample.json")
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "String should not be blank")
+    return text
 
 
-def load_examples(source: str | Path | Sequence[Mapping[str, Any]], limit: int | None = None) -> list[Example]:
+class _Entry(BaseModel):
+    instruction: Annotated[str, AfterValidator(_not_blank)]
+    input: str | None = None
+    output: Annotated[str, AfterValidator(_not_blank)]
+
+
+_ENTRIES = TypeAdapter(list[_Entry])
+
+
+def load_examples(source: str | Path | Sequence[dict[str, Any]], limit: int | None = None) -> list[Example]:
     """Load and check instruction entries.
 
     An entry is an object with the strings `instruction` and `output`, neither of them blank, and `input`, which may be
@@ -37,7 +49,7 @@ def load_examples(source: str | Path | Sequence[Mapping[str, Any]], limit: int |
             are malformed (the message lists the first ten by number, from 1, with the fault of each).
     """
     if isinstance(source, (str, Path)):
-        path = sample_path() if str(source) == "sample" else Path(source)
+        path = _SAMPLE if str(source) == "sample" else Path(source)
         name, entries = str(path), _parse(_read_text(path), path)
     else:
         name, entries = "the list of entries", [("", entry) for entry in source]
@@ -46,16 +58,18 @@ def load_examples(source: str | Path | Sequence[Mapping[str, Any]], limit: int |
     entries = entries[:limit]
     if not entries:
         raise InputError(f"{name} holds no entries.")
-    faults = [
-        f"  entry {number}{place}: {fault}"
-        for number, (place, entry) in enumerate(entries, start=1)
-        if (fault := _fault(entry))
-    ]
-    if faults:
-        summary = f"{name}: {len(faults)} of {len(entries)} entries are malformed."
-        more = [f"  and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
-        raise InputError("\n".join([summary, *faults[:_LISTED], *more]))
-    return [Example(entry["instruction"], entry.get("input") or "", entry["output"]) for _, entry in entries]
+    try:
+        checked = _ENTRIES.validate_python([entry for _, entry in entries])
+    except ValidationError as error:
+        faults: dict[Any, list[str]] = defaultdict(list)
+        for detail in error.errors():
+            index, *keys = detail["loc"]
+            faults[index].append(": ".join([*map(str, keys), detail["msg"].partition(" or instance")[0]]))
+        lines = [f"entry {i + 1}{entries[i][0]}: {', '.join(found)}" for i, found in faults.items()]
+        expected = "expected a JSON list, or JSON lines, of objects with the keys instruction, input and output"
+        summary = f"{name}: {len(faults)} of {len(entries)} entries are malformed; {expected}."
+        raise InputError("\n  ".join([summary, *listing(lines)])) from error
+    return [Example(entry.instruction, entry.input or "", entry.output) for entry in checked]
 
 
 def _read_text(path: Path) -> str:
@@ -64,9 +78,8 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"data file {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        data, start = error.object, error.start
-        place = f"byte 0x{data[start]:02x} at offset {start}, line {data.count(10, 0, start) + 1}"
-        raise InputError(f"{path} is not UTF-8 text: {place}. Save it as JSON in UTF-8.") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path} is not UTF-8 text: {error} (line {line}). Save it as JSON in UTF-8.") from error
 
 
 def _parse(text: str, path: Path) -> list[tuple[str, Any]]:
@@ -85,36 +98,9 @@ def _parse(text: str, path: Path) -> list[tuple[str, Any]]:
         raise InputError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (RecursionError, ValueError) as error:  # brackets nested too deeply, a number of thousands of digits
         raise InputError(f"{path}, line {line}: {error}.") from error
-    if len(entries) != 1:
-        return entries
-    value = entries[0][1]
-    if isinstance(value, list):
-        return [("", entry) for entry in value]
-    if not isinstance(value, dict) or not {"instruction", "output"} & value.keys():
-        raise InputError(f"{path} holds {_kind(value)}; expected a JSON list of entries, or JSON lines.")
+    if len(entries) == 1 and isinstance(entries[0][1], list):
+        return [("", entry) for entry in entries[0][1]]
     return entries
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "a number")
-
-
-def _fault(entry: Any) -> str:
-    """What is wrong with an entry; empty if nothing is."""
-    if not isinstance(entry, Mapping):
-        return f"is {_kind(entry)}, not an object"
-    faults = []
-    for key in ("instruction", "input", "output"):
-        value = entry.get(key)
-        if key == "input" and value is None:
-            continue
-        if key not in entry:
-            faults.append(f"{key!r} is missing")
-        elif not isinstance(value, str):
-            faults.append(f"{key!r} is {_kind(value)}, not a string")
-        elif key != "input" and not value.strip():
-            faults.append(f"{key!r} is empty")
-    return ", ".join(faults)
 
 
 class Splits(NamedTuple):
@@ -172,11 +158,9 @@ class Duplicate(NamedTuple):
 
 def duplicates_between(splits: Splits) -> list[Duplicate]:
     """Entries whose instruction and input occur in more than one split; case and spacing do not matter."""
-    places: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(dict)
-    first: dict[tuple[str, ...], Example] = {}
+    found: dict[tuple[str, ...], Duplicate] = {}
     for name, examples in splits._asdict().items():
         for position, example in enumerate(examples):
             key = tuple(" ".join(text.casefold().split()) for text in (example.instruction, example.input))
-            first.setdefault(key, example)
-            places[key].setdefault(name, []).append(position)
-    return [Duplicate(first[key], found) for key, found in places.items() if len(found) > 1]
+            found.setdefault(key, Duplicate(example, {})).places.setdefault(name, []).append(position)
+    return [duplicate for duplicate in found.values() if len(duplicate.places) > 1]

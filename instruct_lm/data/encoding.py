@@ -12,13 +12,12 @@ import numpy as np
 
 from instruct_lm.data.prompts import Example, PromptStyle
 from instruct_lm.data.tokenizer import Tokenizer
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, listing
 from instruct_lm.io.files import replacing
 
 log = logging.getLogger(__name__)
 
 OVERLONG = ("drop", "truncate_prompt", "truncate", "error")
-_LISTED = 10  # overlong entries that a message names; it counts the rest
 _CACHE_VERSION = 1  # raise it when the encoding changes
 
 
@@ -122,7 +121,7 @@ def encode_examples(
     template_length = len(opening) + len(closing) + len(header)
     flat, offsets, places, too_long, truncated = array("i"), [0], [], [], 0  # places: entry and prompt length of a row
     for i, example in enumerate(examples):  # in one thread: two are slower on texts this short
-        body, response = tokenizer.encode(style.body(example)), tokenizer.encode(style.response(example))
+        body, response = tokenizer.encode(style.body(example)), tokenizer.encode(example.output)
         length = template_length + len(body) + len(response) + 1
         # A response of which no byte has a token stays empty, and an empty response drops the row.
         response += [tokenizer.end_of_text] if response else []
@@ -155,10 +154,9 @@ def _problem(n: int, too_long: list[str], max_length: int | None, tokenizer: Tok
     """The message for n entries of which some are too long or no row is left."""
     if not too_long:
         return f"none of the {n} entries has a response that {tokenizer.name} has tokens for."
-    listed = ", ".join(too_long[:_LISTED]) + (", …" if len(too_long) > _LISTED else "")
     return (
-        f"{len(too_long)} of {n} entries are longer than max_length={max_length}: entry {listed}.\n"
-        f"Raise max_length or choose another overlong: {', '.join(OVERLONG[:-1])}."
+        f"{len(too_long)} of {n} entries are longer than max_length={max_length}: entry "
+        f"{', '.join(listing(too_long))}.\nRaise max_length or choose another overlong: {', '.join(OVERLONG[:-1])}."
     )
 
 

@@ -6,13 +6,13 @@ does. And a prompt has the same ids whether a response follows (training) or not
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from instruct_lm.errors import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One instruction entry; `input` is empty if the instruction needs none."""
+class Example(NamedTuple):
+    """One instruction entry; `input` is empty if the instruction needs none. A tuple, so that Lightning can move it."""
 
     instruction: str
     input: str
@@ -45,13 +45,9 @@ class PromptStyle:
         """The text before the response header."""
         return self.opening + self.body(example) + self.closing
 
-    def response(self, example: Example) -> str:
-        """The text to learn; the tokenizer's end token follows it."""
-        return example.output
-
     def full(self, example: Example) -> str:
         """Prompt, header and response, without the end token."""
-        return self.prompt(example) + self.header + self.response(example)
+        return self.prompt(example) + self.header + example.output
 
 
 # "Build a Large Language Model From Scratch", chapter 7, `format_input`.

@@ -26,19 +26,25 @@ _GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN, "smollm": SMOLLM_PATTERN}  # llama.cpp'
 class Tokenizer:
     """Text to token ids and back, over a `tiktoken.Encoding`.
 
-    Attributes:
+    Args:
         name: The vocabulary: `gpt2`, `gguf-smollm`, `bytes`.
-        end_of_text: The id that ends a response in training.
-        stop_tokens: The ids that end a response in generation: `end_of_text`, and a chat model's end of turn.
+        pattern: The regular expression that splits a text before merging.
+        ranks: The bytes of each ordinary token → its id.
+        special: The text of each special token → its id.
+        end: The end token, which is a chat model's end of turn.
+
+    Attributes:
+        end_of_text: The id that ends a response in training: that of `<|endoftext|>` if there is one, else `end`.
+        stop_tokens: The ids that end a response in generation: `end_of_text` and `end`.
         vocab_size: Number of ids, special tokens included.
     """
 
-    def __init__(self, encoding: tiktoken.Encoding, end_of_text: int, end_of_turn: int | None = None) -> None:
-        self.encoding, self.name = encoding, encoding.name
-        self.end_of_text = end_of_text
-        self.stop_tokens = frozenset({end_of_text, end_of_text if end_of_turn is None else end_of_turn})
-        self.vocab_size = encoding.n_vocab
-        self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in encoding._mergeable_ranks)
+    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], special: dict[str, int], end: int) -> None:
+        self.encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self.name, self.vocab_size = name, self.encoding.n_vocab
+        self.end_of_text = special.get(END_OF_TEXT, end)
+        self.stop_tokens = frozenset({self.end_of_text, end})
+        self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in ranks)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,22 +101,15 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         [72, 195, 169]
     """
     if str(source) == "bytes":
-        return _bytes_tokenizer()
+        return Tokenizer("bytes", "(?s:.)", {bytes([b]): b for b in range(256)}, {END_OF_TEXT: 256}, 256)
     path = Path(source)
     try:
         with path.open("rb") as file:
             magic = file.read(4)
         return _gguf_tokenizer(path) if magic == b"GGUF" else _gpt2_tokenizer(path)
     except OSError as error:
-        raise InputError(
-            f"tokenizer file {path}: {error.strerror or error}. Give GPT-2's merges.txt, a .gguf file, or `bytes`."
-        ) from error
-
-
-def _bytes_tokenizer() -> Tokenizer:
-    ranks = {bytes([b]): b for b in range(256)}
-    encoding = tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 256})
-    return Tokenizer(encoding, end_of_text=256)
+        remedy = "Give GPT-2's merges.txt, a .gguf file, or `bytes`"
+        raise InputError(f"tokenizer file {path}: {error.strerror or error}. {remedy}.") from error
 
 
 def _byte_symbols() -> dict[str, int]:
@@ -138,18 +137,13 @@ def _gpt2_tokenizer(path: Path) -> Tokenizer:
             continue
         left, _, right = line.partition(" ")
         if left not in vocabulary or right not in vocabulary or left + right in vocabulary:
-            raise InputError(
-                f"{path}, line {number}: {line[:40]!r} is not a merge of two earlier tokens.\n"
-                "Expected GPT-2's merges.txt (also named vocab.bpe), not vocab.json or tokenizer.json."
-            )
+            fault = f"{path}, line {number}: {line[:40]!r} is not a merge of two earlier tokens."
+            raise InputError(f"{fault}\nExpected GPT-2's merges.txt (or vocab.bpe), not vocab.json or tokenizer.json.")
         vocabulary[left + right] = len(vocabulary)
     end = len(vocabulary)
     if end == 256:
         raise InputError(f"{path} holds no merges; expected GPT-2's merges.txt.")
-    ranks, special = _as_bytes(vocabulary), {END_OF_TEXT: end}
-    return Tokenizer(
-        tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special), end
-    )
+    return Tokenizer("gpt2", GPT2_PATTERN, _as_bytes(vocabulary), {END_OF_TEXT: end}, end)
 
 
 def _gguf_tokenizer(path: Path) -> Tokenizer:
@@ -160,10 +154,8 @@ def _gguf_tokenizer(path: Path) -> Tokenizer:
     except KeyError as error:
         raise InputError(f"{path} has no {error} in its metadata, so it holds no BPE tokenizer.") from error
     if model != "gpt2" or pre not in _GGUF_PATTERNS:
-        raise InputError(
-            f"{path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; "
-            f"supported are gpt2 with {', '.join(_GGUF_PATTERNS)}."
-        )
+        supported = f"supported are gpt2 with {', '.join(_GGUF_PATTERNS)}"
+        raise InputError(f"{path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; {supported}.")
     if not 0 <= end < len(tokens):
         raise InputError(f"{path}: the end token {end} is not in its vocabulary of {len(tokens)}.")
     try:
@@ -178,6 +170,4 @@ def _gguf_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"{path}: its tokens, token types and merges do not fit together ({error!r}).") from error
     if any(a >= b for a, b in pairwise(made)) or len(made) != sum(len(token) > 1 for token in ranks):
         raise InputError(f"{path}: token ids do not increase with the merges; this tokenizer is not supported.")
-    pattern = _GGUF_PATTERNS[pre]
-    encoding = tiktoken.Encoding(f"gguf-{pre}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    return Tokenizer(encoding, special.get(END_OF_TEXT, end), end)
+    return Tokenizer(f"gguf-{pre}", _GGUF_PATTERNS[pre], ranks, special, end)

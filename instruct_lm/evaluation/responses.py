@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def save_responses(
         made_by: Everything that determines the answers (model, data, seed, …), as JSON values.
     """
     pairs = list(zip(examples, responses, strict=True))
-    entries = [{**asdict(example), "model_response": response.text} for example, response in pairs]
+    entries = [{**example._asdict(), "model_response": response.text} for example, response in pairs]
     made = [{"tokens": response.tokens, "ended": response.ended} for response in responses]
     _write(folder, entries, {"made_by": made_by, "responses": made})
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, listing
 from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
 
@@ -205,5 +205,6 @@ def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...
         if found.get(name) != expected.get(name)
     ]
     if problems:
-        summary = f"{path} does not fit the model: check the model.* sizes. {len(problems)} tensors differ, such as"
-        raise InputError("\n".join([summary, *problems[:12]]))
+        summary = f"{path} does not fit the model: check the model.* sizes. {len(problems)} tensors differ:"
+        raise InputError("
+".join([summary, *listing(problems)]))

@@ -1,5 +1,6 @@
 """Batches against hand computations and the book's collate functions."""
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_masked_targets_are_left_out() -> None:
 
 
 def test_a_batch_moves_as_a_whole() -> None:
-    batch = collate(ROWS, MASKED, [3, 2], entries=[7, 9], step_weight=2.5).to("meta")
+    batch = collate(ROWS, MASKED, [3, 2], entries=[7, 9], step_weight=2.5)
+    batch = pl.LightningDataModule().transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert isinstance(batch, Batch)
     assert batch.input_ids.is_meta
     assert batch.response_weights.is_meta
     assert (batch.lengths, batch.shared_prefix, batch.entries, batch.step_weight) == ((5, 2), 1, (7, 9), 2.5)

@@ -136,8 +136,8 @@ def test_the_first_step_equals_the_plain_formula(data_file: Path, tmp_path: Path
     rows = next(iter(datamodule.train_dataloader().sampler)).rows
     nll, weights = [], []
     for row in rows:
-        ids = torch.from_numpy(datamodule.train.encoded[row].input_ids).long()
-        start = datamodule.train.encoded[row].prompt_length
+        ids = torch.from_numpy(datamodule.encoded["train"].encoded[row].input_ids).long()
+        start = datamodule.encoded["train"].encoded[row].prompt_length
         logits = module.model(ids[None, :-1])[0]
         nll.append(F.cross_entropy(logits, ids[1:], reduction="none"))
         weights.append(torch.where(torch.arange(1, len(ids)) < start, 0.3, 1.0))
@@ -270,7 +270,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
 def test_test_and_predict_work_with_any_trainer(data_file: Path, tmp_path: Path) -> None:
     module, datamodule = build(data_file, prompt_loss_weight=0.5)
     losses = trainer(tmp_path).test(module, datamodule, verbose=False)[0]
-    rows = [datamodule.test.encoded[i] for i in range(6)]  # a tenth of 60
+    rows = [datamodule.encoded["test"].encoded[i] for i in range(6)]  # a tenth of 60
     nll = [F.cross_entropy(module.model(ids[None, :-1])[0], ids[1:], reduction="none")
            for ids in (torch.from_numpy(row.input_ids).long() for row in rows)]  # fmt: skip
     starts = [row.prompt_length + row.header_length for row in rows]

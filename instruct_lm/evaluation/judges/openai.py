@@ -110,8 +110,8 @@ class OpenAIJudge(Judge):
 
     def score(self, entry: Mapping[str, str], response: str) -> Verdict:
         """Ask the server, retrying as the class says; a failure is a verdict, not an exception."""
-        body = {**self._settings(), "messages": [{"role": "user", "content": self._question(entry, response)}]}
-        body["response_format"] = _SCORE_FORMAT
+        messages = [{"role": "user", "content": self._question(entry, response)}]
+        body = {**self._settings(), "messages": messages, "response_format": _SCORE_FORMAT}
         retry = Retry(RETRIES, backoff_factor=BACKOFF / 2, backoff_jitter=BACKOFF / 2)
         while True:
             sent = {key: value for key, value in body.items() if value is not None and key not in self._refused}
