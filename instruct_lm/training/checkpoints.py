@@ -15,6 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from instruct_lm.data.batching import Batch
 from instruct_lm.io.files import replacing
 
+SAVE_INTERVAL = 600.0  # seconds
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint atomically: a reader sees the old file or the new one, never a part.
@@ -53,14 +55,11 @@ class SaveLast(Callback):
 
     Args:
         path: Of the checkpoint.
-        every_seconds: Longest time between checkpoints.
     """
 
-    def __init__(self, path: Path, every_seconds: float = 600.0) -> None:
-        self.path, self.every_seconds = path, every_seconds
-        self.stop_requested = False
-        self._postponed = False
-        self._saved_at = time.monotonic()
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stop_requested = self._postponed = False
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -75,21 +74,18 @@ class SaveLast(Callback):
         print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
         done = batch_idx + 1
         between_steps = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        due = self.stop_requested or time.monotonic() - self._saved_at >= self.every_seconds
-        if not (due and between_steps):
-            return
-        if done % trainer.val_check_batch == 0 and not self._postponed:  # type: ignore[operator]
-            self._postponed = True
-        else:
-            self._save(trainer)
+        due = self.stop_requested or time.monotonic() - self._saved_at >= SAVE_INTERVAL
+        if due and between_steps:
+            self._postponed = done % trainer.val_check_batch == 0 and not self._postponed  # type: ignore[operator]
+            if not self._postponed:
+                self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save after each epoch."""
