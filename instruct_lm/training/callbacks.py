@@ -16,8 +16,6 @@ from instruct_lm.training.memory import peak_memory
 
 log = logging.getLogger(__name__)
 
-SAMPLE_TOKENS = 32  # length of a sample answer at most
-
 
 class Throughput(Callback):
     """Logs ``train/tokens_per_second`` (without padding) and ``train/memory_gb`` (the peak so far).
@@ -28,7 +26,6 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.tokens, self.seconds = 0, 0.0
-        self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Say where training begins."""
@@ -47,7 +44,7 @@ class Throughput(Callback):
 
 
 class SampleResponses(Callback):
-    """Writes the answers to a few fixed instructions to TensorBoard, before training and at each validation.
+    """Writes short answers to a few fixed instructions to TensorBoard, before training and at each validation.
 
     Args:
         examples: The instructions, shown beside their reference answers.
@@ -60,7 +57,7 @@ class SampleResponses(Callback):
         """Answer and log; ``module`` is an `InstructionTuner` with a responder."""
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.logger is None or not self.examples:
             return
-        responder = replace(module.responder, max_new_tokens=SAMPLE_TOKENS, sampling=GREEDY)
+        responder = replace(module.responder, max_new_tokens=32, sampling=GREEDY)
         rows = ["| instruction | reference | response |", "|---|---|---|"]
         for example, response in zip(self.examples, responder.answer(self.examples), strict=True):
             question = f"{example.instruction} {example.input}".strip()

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,22 +61,18 @@ class SaveLast(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stop_requested = self._postponed = False
-        self._handlers: dict[int, Any] = {}
+        self._signals = ExitStack()  # closing it restores the handlers
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals."""
         self._saved_at = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._request_stop)
+            self._signals.callback(signal.signal, number, signal.signal(number, self._request_stop))
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
-        self._restore()
+        self._signals.close()
         print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
-
-    def _restore(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
@@ -99,4 +96,4 @@ class SaveLast(Callback):
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        self._restore()
+        self._signals.close()
