@@ -1,34 +1,20 @@
 """Fine-tune a model on instructions: `python train.py --help`."""
 
-from __future__ import annotations
-
-import json
 import logging
-import operator
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import redirect_stdout
+from typing import Any
 
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.runs import is_complete, limits
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
-from instruct_lm.errors import InputError, RunError
+from instruct_lm.errors import RunError
 from instruct_lm.io.files import shown, write_json
-from instruct_lm.io.run_files import BEFORE, LAST, SUMMARY
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from instruct_lm.data.datamodule import InstructionDataModule
-    from instruct_lm.training.module import InstructionTuner
+from instruct_lm.io.run_files import LAST, SUMMARY
 
 log = logging.getLogger(__name__)
-
-SWEPT = ["model.name", "prompt.style", "mask_instructions", "mask_header", "seed", "data.batch_size", "lora.rank"]
-SWEPT += ["optimizer.lr", "optimizer.weight_decay", "trainer.accumulate"]
-"""What a sweep may vary, for TensorBoard's HParams."""
 
 
 def main(config: TrainConfig) -> None:
@@ -43,11 +29,9 @@ def main(config: TrainConfig) -> None:
     from instruct_lm.commands import build
     from instruct_lm.training.callbacks import SampleResponses, Throughput
     from instruct_lm.training.memory import describe, free_memory, peak_memory
-    from instruct_lm.training.trainer import make_trainer
+    from instruct_lm.training.trainer import make_trainer, record_hparams, validate_before
 
-    started, last = time.perf_counter(), config.folder / LAST
-    if config.resume and not last.is_file():
-        raise InputError(f"resume={config.resume}: it saved no {LAST}, so there is nothing to resume. Start it anew.")
+    started = time.perf_counter()
     (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     accelerator = build.choose_accelerator(config.device)
     seed_everything(config.seed, verbose=False)
@@ -62,14 +46,17 @@ def main(config: TrainConfig) -> None:
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     throughput = Throughput()
     trainer = make_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
-    log.info("device: %s; output: %s", accelerator, shown(config.folder))
+    resume: dict[str, Any] = {"ckpt_path": config.folder / LAST, "weights_only": True} if config.resume else {}
 
-    with stop_explained(config, trainer):
-        before = validate_before(config, trainer, tuner, data)
-        trainer.fit(tuner, data, ckpt_path=last if config.resume else None, weights_only=bool(config.resume) or None)
-        after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
-        if not after:  # the run was stopped between its last step and its summary
-            after = dict(trainer.validate(tuner, data, verbose=False)[0])
+    try:
+        with redirect_stdout(sys.stderr):  # the progress bar's; stdout is for results
+            before = validate_before(config, trainer, tuner, data)
+            trainer.fit(tuner, data, **resume)
+            after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
+            if not after:  # the run was stopped between its last step and its summary
+                after = dict(trainer.validate(tuner, data, verbose=False)[0])
+    except SystemExit as stopped:  # Lightning's end after Ctrl-C
+        raise how_to_continue(config, trainer.global_step) from stopped
 
     summary = {
         "model": config.model.name,
@@ -80,55 +67,35 @@ def main(config: TrainConfig) -> None:
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1),
-        **throughput.summary,
+        "train_seconds": round(throughput.seconds, 1),
+        "tokens_per_second": round(throughput.tokens / max(throughput.seconds, 1e-9), 1),
         "peak_memory_gb": round(peak_memory(tuner.device) / 1e9, 2),
         "before": before,
         "after": after,
         "limits": limits(config),
     }
-    summarise(config, trainer, summary)
+    record_hparams(trainer, config, summary)
+    summarise(config, summary)
     finish(config)
 
 
-@contextmanager
-def stop_explained(config: TrainConfig, trainer: Trainer) -> Iterator[None]:
-    """Turn Lightning's end after Ctrl-C into a message that says how to continue."""
-    try:
-        yield
-    except SystemExit as stopped:
-        if not (config.folder / LAST).is_file():
-            raise RunError("Stopped before the first checkpoint: there is nothing to resume.") from stopped
-        command = f"python train.py resume={shown(config.folder)}"
-        raise RunError(f"Stopped after step {trainer.global_step}. Continue with: {command}") from stopped
+def how_to_continue(config: TrainConfig, step: int) -> RunError:
+    """The error of a run that was stopped after optimizer step `step`."""
+    if not (config.folder / LAST).is_file():
+        return RunError("Stopped before the first checkpoint: there is nothing to resume.")
+    return RunError(f"Stopped after step {step}. Continue with: python train.py resume={shown(config.folder)}")
 
 
-def validate_before(
-    config: TrainConfig, trainer: Trainer, tuner: InstructionTuner, data: InstructionDataModule
-) -> dict[str, float]:
-    """The losses before the first step; a resumed run has kept them."""
-    kept = config.folder / BEFORE
-    if config.resume and kept.is_file():
-        return dict(json.loads(kept.read_text(encoding="utf-8")))
-    before = dict(trainer.validate(tuner, data, verbose=False)[0])
-    write_json(before, kept)
-    log.info(
-        "before training: validation loss %.3f, response only %.3f", before["val/loss"], before["val/response_loss"]
-    )
-    return before
-
-
-def summarise(config: TrainConfig, trainer: Trainer, summary: dict[str, Any]) -> None:
-    """Write the summary for TensorBoard and `summary.json`, and print it."""
-    from instruct_lm.training.trainer import losses_table, record_hparams
-
-    swept = {key: operator.attrgetter(key)(config) for key in SWEPT}
-    record_hparams(trainer, {**swept, "prompt_loss_weight": summary["prompt_loss_weight"]}, summary["after"])
+def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
+    """Write `summary.json` and log its main numbers."""
     write_json(summary, config.folder / SUMMARY)
-    cost = (
-        "%(steps)d steps, %(seconds).0f s in all, %(train_seconds).0f s of training: %(tokens_per_second).0f tokens/s"
-    )
-    log.info("\n%s\n", losses_table(summary["before"], summary["after"]))
-    log.info(f"{cost}, peak memory %(peak_memory_gb).2f GB", summary)
+    table = [f"{'':32}{'before':>10}{'after':>10}"]
+    for name, before in summary["before"].items():
+        words = name.replace("val/", "validation ").replace("_", " ")
+        table.append(f"{words:32}{before:10.3f}{summary['after'][name]:10.3f}")
+    log.info("\n%s\n", "\n".join(table))
+    cost = "%(steps)d steps, %(seconds).0f s in all, %(train_seconds).0f s of training"
+    log.info(f"{cost}: %(tokens_per_second).0f tokens/s, peak memory %(peak_memory_gb).2f GB", summary)
 
 
 def finish(config: TrainConfig) -> None:

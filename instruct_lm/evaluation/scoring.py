@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -107,7 +106,6 @@ def _score_all(
     todo: Mapping[int, Mapping[str, str]], judge: Judge | None, mark: str, path: Path, concurrency: int
 ) -> Generator[tuple[ScoredEntry, bool], None, None]:
     """Yield entries in the order of completion, their lines written, and whether each reached the judge."""
-    one_at_a_time = threading.Lock()
 
     def score(index: int) -> tuple[ScoredEntry, bool]:
         entry = todo[index]
@@ -116,10 +114,9 @@ def _score_all(
         metrics = exact_match(response, reference), chrf(response, reference), rouge_l(response, reference)
         verdict = judge.score(entry, response) if judge else Verdict(None)
         item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, verdict.raw)
-        line = json.dumps({"fingerprint": mark, **asdict(item)}).encode() + b"\n"
-        with one_at_a_time:
-            file.write(line)  # unbuffered: a kill leaves the whole line or none of it
-            os.fsync(file.fileno())
+        # Unbuffered, in append mode, in one call: a kill leaves the whole line or none, and threads do not mix theirs.
+        file.write(json.dumps({"fingerprint": mark, **asdict(item)}).encode() + b"\n")
+        os.fsync(file.fileno())
         return item, not verdict.unreachable
 
     path.parent.mkdir(parents=True, exist_ok=True)

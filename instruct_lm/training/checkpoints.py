@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.io.files import replacing
+
+SAVE_INTERVAL = 600.0  # seconds
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -53,43 +56,33 @@ class SaveLast(Callback):
 
     Args:
         path: Of the checkpoint.
-        every_seconds: Longest time between checkpoints.
     """
 
-    def __init__(self, path: Path, every_seconds: float = 600.0) -> None:
-        self.path, self.every_seconds = path, every_seconds
-        self.stop_requested = False
-        self._postponed = False
-        self._saved_at = time.monotonic()
-        self._handlers: dict[int, Any] = {}
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stop_requested = self._postponed = False
+        self._signals = ExitStack()  # closing it restores the handlers
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals."""
         self._saved_at = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._request_stop)
+            self._signals.callback(signal.signal, number, signal.signal(number, self._request_stop))
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
-        self._restore()
+        self._signals.close()
         print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
         done = batch_idx + 1
         between_steps = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        due = self.stop_requested or time.monotonic() - self._saved_at >= self.every_seconds
-        if not (due and between_steps):
-            return
-        if done % trainer.val_check_batch == 0 and not self._postponed:  # type: ignore[operator]
-            self._postponed = True
-        else:
-            self._save(trainer)
+        due = self.stop_requested or time.monotonic() - self._saved_at >= SAVE_INTERVAL
+        if due and between_steps:
+            self._postponed = done % trainer.val_check_batch == 0 and not self._postponed  # type: ignore[operator]
+            if not self._postponed:
+                self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save after each epoch."""
@@ -103,4 +96,4 @@ class SaveLast(Callback):
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        self._restore()
+        self._signals.close()

@@ -2,29 +2,28 @@
 
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
-from instruct_lm.model.gpt import GPTConfig
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.lora import add_lora
 
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
-FLOAT = 4
+FLOAT = 4  # bytes of a float32
 
 
+_CHECKPOINTING, _IN_BACKWARD = {"activation_checkpointing": True}, {"in_backward": True}
+_LORA, _HALF_BASE = {"lora_rank": 16, "in_backward": False}, {"base_bytes": 2}
 _LEANER: dict[str, dict[str, Any]] = {
-    "trainer.activation_checkpointing=true (slower)": {"activation_checkpointing": True},
-    "optimizer.in_backward=true (no clipping, no accumulation)": {"in_backward": True},
-    "trainer.activation_checkpointing=true optimizer.in_backward=true": {
-        "activation_checkpointing": True,
-        "in_backward": True,
-    },
-    "lora=r16 (trains adapters alone)": {"lora_rank": 16, "in_backward": False},
-    "lora=r16 lora.base_dtype=bfloat16 trainer.activation_checkpointing=true": {
-        **{"lora_rank": 16, "base_bytes": 2, "in_backward": False, "activation_checkpointing": True}
-    },
+    "trainer.activation_checkpointing=true (slower)": _CHECKPOINTING,
+    "optimizer.in_backward=true (no clipping, no accumulation)": _IN_BACKWARD,
+    "trainer.activation_checkpointing=true optimizer.in_backward=true": _CHECKPOINTING | _IN_BACKWARD,
+    "lora=r16 (trains adapters alone)": _LORA,
+    "lora=r16 lora.base_dtype=bfloat16 trainer.activation_checkpointing=true": _LORA | _HALF_BASE | _CHECKPOINTING,
 }
 """Settings that take less memory, for the message of a run that may not fit."""
 
@@ -55,54 +54,41 @@ class TrainingMemory:
     activation_checkpointing: bool = False
     head_targets: int | None = None
 
-    @property
+    @cached_property
     def parameters(self) -> int:
-        """Number of parameters of the model."""
-        c = self.model
-        positions = c.block_size if c.position == "learned" else 0
-        return (c.vocab_size + positions) * c.n_embd + c.n_layer * sum(a * b for a, b in self._matrices)
+        """Number of parameters of the model, without adapters."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in GPT(self.model).parameters())
 
-    @property
+    @cached_property
     def trained(self) -> int:
-        """Number of those that are trained."""
-        if self.lora_rank:
-            return self.model.n_layer * sum(self.lora_rank * (a + b) for a, b in self._matrices)
-        return self.parameters
-
-    @property
-    def _matrices(self) -> list[tuple[int, int]]:
-        c = self.model
-        qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
-        fc = c.inner * (2 if c.activation == "swiglu" else 1)
-        return [(c.n_embd, qkv), (c.n_embd, c.n_embd), (c.n_embd, fc), (c.inner, c.n_embd)]
+        """Number of parameters that are trained."""
+        if not self.lora_rank:
+            return self.parameters
+        with torch.device("meta"):
+            adapted = add_lora(GPT(self.model), self.lora_rank, alpha=1.0)
+        return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
     @property
     def bytes(self) -> float:
         """The estimate for the whole process, in bytes."""
         c = self.model
-        embedding = c.vocab_size * c.n_embd
         weights = self.parameters * (self.base_bytes if self.lora_rank else FLOAT)
-        gradients = FLOAT * (embedding + c.n_embd * c.inner * 2 if self.in_backward else self.trained)
+        # In the backward pass, the embedding's gradient and two of the largest matrices' are held at once.
+        gradients = FLOAT * (c.n_embd * (c.vocab_size + 2 * c.inner) if self.in_backward else self.trained)
         states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
+        # Autograd saves the inputs of norms, products and activation functions (packed) and of attention (padded).
+        qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
+        rotated = 2 * qkv if c.position == "rotary" else 0
+        inner = c.inner * (5 if c.activation == "swiglu" else 2)
+        packed = 5 * c.n_embd + rotated + inner + 4 * self.lora_rank  # numbers per token
+        block = FLOAT * (self.packed_tokens * packed + self.padded_tokens * (qkv + c.n_embd))
+        checkpoints = c.n_layer * self.packed_tokens * c.n_embd * FLOAT
+        activations = block + checkpoints if self.activation_checkpointing else c.n_layer * block
         # Logits and their gradient, and a frozen head in a small dtype widened in part (all of it at most).
         head = 2 * FLOAT * c.vocab_size * (self.head_targets or self.packed_tokens)
         head += FLOAT * c.n_embd * min(c.vocab_size, 8192) if self.base_bytes < FLOAT else 0
-        return PROCESS + weights + gradients + states + self._activations + head
-
-    @property
-    def _activations(self) -> float:
-        """What autograd saves: the inputs of norms, products, attention and activation functions."""
-        c = self.model
-        qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
-        gated = c.activation == "swiglu"
-        rotated = 2 * qkv if c.position == "rotary" else 0
-        packed = 5 * c.n_embd + rotated + (5 if gated else 2) * c.inner
-        block = FLOAT * (self.packed_tokens * packed + self.padded_tokens * (qkv + c.n_embd))
-        if self.lora_rank:
-            block += FLOAT * self.packed_tokens * 4 * self.lora_rank
-        if self.activation_checkpointing:
-            return block + c.n_layer * self.packed_tokens * c.n_embd * FLOAT
-        return c.n_layer * block
+        return PROCESS + weights + gradients + states + activations + head
 
 
 def largest_batch(lengths: np.ndarray, batch_size: int, shared_prefix: int = 0) -> tuple[int, int]:
@@ -121,17 +107,14 @@ def largest_batch(lengths: np.ndarray, batch_size: int, shared_prefix: int = 0) 
 def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
     """Whether a run should fit into ``free`` bytes, and a message; if not, it names the options that would."""
     what = f"LoRA rank {memory.lora_rank}" if memory.lora_rank else "full fine-tuning"
-    line = f"memory: {memory.parameters / 1e6:.3g}M parameters, {what}: about {_gb(memory.bytes)}; {_gb(free)} free"
+    sizes = f"about {memory.bytes / 1e9:.1f} GB; {free / 1e9:.1f} GB free"
+    line = f"memory: {memory.parameters / 1e6:.3g}M parameters, {what}: {sizes}"
     if memory.bytes <= free:
         return True, line
     leaner = {name: replace(memory, **change).bytes for name, change in _LEANER.items()}
-    fitting = [f"  {name}: about {_gb(needed)}" for name, needed in leaner.items() if needed <= free]
+    fitting = [f"  {name}: about {needed / 1e9:.1f} GB" for name, needed in leaner.items() if needed <= free]
     remedy = "these would fit:" if fitting else "none of the leaner settings would fit either: choose a smaller model."
     return False, "\n".join([f"{line}. This may not fit; {remedy}", *fitting])
-
-
-def _gb(n: float) -> str:
-    return f"{n / 1e9:.1f} GB"
 
 
 def peak_memory(device: torch.device) -> int:
@@ -151,10 +134,3 @@ def free_memory(accelerator: str) -> int:
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
-
-
-def memory_now(device: torch.device) -> int:
-    """Bytes held now, measured like `peak_memory`."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return psutil.Process().memory_info().rss

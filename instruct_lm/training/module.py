@@ -1,11 +1,8 @@
 """The LightningModule: one token-weighted loss for every mask, batch size and accumulation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -16,12 +13,13 @@ from instruct_lm.config import model_config
 from instruct_lm.data.batching import Batch
 from instruct_lm.data.prompts import Example, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
+from instruct_lm.errors import RunError
 from instruct_lm.io.sources import Fetcher
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder, Response
 from instruct_lm.training.loss import batch_loss
-from instruct_lm.training.optimizers import OptimizerSettings
+from instruct_lm.training.optimizers import ADAMW, OptimizerSettings
 
 
 class InstructionTuner(pl.LightningModule):
@@ -35,24 +33,16 @@ class InstructionTuner(pl.LightningModule):
         model: Maps token ids to logits.
         responder: The same model with its tokenizer and prompt style; needed for answers alone.
         optimizer: Its settings.
-        config: Plain containers, kept in the checkpoints.
 
     Attributes:
         loss: `instruct_lm.training.loss.batch_loss`; `instruct_lm.fast` puts a faster function of the same values here.
     """
 
-    def __init__(
-        self,
-        model: GPT,
-        responder: Responder | None = None,
-        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  (frozen)
-        config: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: GPT, responder: Responder | None = None, optimizer: OptimizerSettings = ADAMW) -> None:
         super().__init__()
         self.model = model
         self.responder = responder
         self.settings = optimizer
-        self.config = config or {}
         self.loss: Callable[[GPT, Batch], tuple[Tensor, Tensor]] = batch_loss
         self._sums = torch.zeros(4, dtype=torch.float64)  # of the evaluation under way, as in `_add`
         self._train_sums = torch.zeros(4, dtype=torch.float64)  # of the optimizer step under way
@@ -60,14 +50,8 @@ class InstructionTuner(pl.LightningModule):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str,
-        *,
-        style: str = "alpaca",
-        max_new_tokens: int = 256,
-        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  (frozen)
-        cache_dir: Path | None = None,
-    ) -> InstructionTuner:
+        cls, name: str, *, style: str = "alpaca", max_new_tokens: int = 256, optimizer: OptimizerSettings = ADAMW
+    ) -> Self:
         """A pretrained model, downloaded at its first use, with its tokenizer.
 
         Args:
@@ -75,13 +59,12 @@ class InstructionTuner(pl.LightningModule):
             style: The prompt style: ``alpaca``, ``phi3`` or ``chatml``.
             max_new_tokens: Longest answer, in tokens.
             optimizer: Its settings.
-            cache_dir: Where downloads are kept; None: a folder in the user's cache home.
 
         Raises:
             InputError: There is no such model or style.
             DownloadError: The files cannot be fetched.
         """
-        settings, fetcher = model_config(name), Fetcher(cache_dir)
+        settings, fetcher = model_config(name), Fetcher()
         tokenizer = load_tokenizer(fetcher.fetch(settings.tokenizer, sha256=settings.tokenizer_sha256))
         if settings.weights is None:
             model = GPT(GPTConfig.of(settings))
@@ -126,9 +109,7 @@ class InstructionTuner(pl.LightningModule):
         """Add a batch to the sums over the split."""
         self._add(self._sums, batch, *self.loss(self.model, batch))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the sums over the split."""
-        self._add(self._sums, batch, *self.loss(self.model, batch))
+    test_step = validation_step
 
     def predict_step(self, batch: list[Example], batch_idx: int) -> list[Response]:
         """Answer the entries of a batch."""
@@ -145,10 +126,20 @@ class InstructionTuner(pl.LightningModule):
             self.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the loss of the step under way."""
+        """Log the loss of the step under way.
+
+        Raises:
+            RunError: The loss is NaN or infinite.
+        """
         weighted, weight, _, _ = self._reduced(self._train_sums)
         self._train_sums.zero_()
-        self.log("train/loss", weighted / weight, prog_bar=True)
+        loss = weighted / weight
+        if not math.isfinite(loss):
+            raise RunError(
+                f"Training diverged: the loss is {loss} at step {self.trainer.global_step}. Lower optimizer.lr, or try "
+                "trainer.clip_norm=1 and optimizer.warmup_steps=50."
+            )
+        self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and not self.settings.in_backward:
@@ -156,19 +147,15 @@ class InstructionTuner(pl.LightningModule):
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the losses of the validation split."""
-        self._log_losses("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the losses of the test split."""
-        self._log_losses("test")
-
-    def _log_losses(self, split: str) -> None:
+        """Log the losses of the split."""
+        split = "test" if self.trainer.testing else "val"
         weighted, weight, response, count = self._reduced(self._sums)
         self._sums.zero_()
         for name, loss in (("", weighted / weight), ("response_", response / count)):
             self.log(f"{split}/{name}loss", loss, prog_bar=split == "val")
             self.log(f"{split}/{name}perplexity", math.exp(loss) if loss < 700 else math.inf)  # e^710 is no float
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def _reduced(self, sums: Tensor) -> list[float]:
         """The sums over all processes."""
@@ -197,8 +184,7 @@ class InstructionTuner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained parameters (with a frozen base the adapters alone), the configuration and random states."""
-        checkpoint["config"] = self.config
+        """Keep the trained parameters (with a frozen base the adapters alone) and the random states."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
         checkpoint["rng_state"] = torch.get_rng_state()

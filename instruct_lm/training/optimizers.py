@@ -61,11 +61,14 @@ class OptimizerSettings:
         return AdamWInBackward(groups, **settings) if self.in_backward else torch.optim.AdamW(groups, **settings)
 
 
+ADAMW = OptimizerSettings()
+
+
 class AdamWInBackward(torch.optim.AdamW):
     """AdamW that updates a parameter when autograd has made its gradient, and frees the gradient at once.
 
     The arithmetic is AdamW's. There is never a full set of gradients, so neither their global norm nor accumulation
-    over batches can be had. Parameters whose gradient is kept (`instruct_lm.fast.gradients`) wait for `step`.
+    over batches can be had. Parameters whose gradient `instruct_lm.fast.loss` makes wait for `step`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:

@@ -1,21 +1,32 @@
 """Lightning's trainer with this project's callbacks, and a run's settings and metrics for TensorBoard's HParams."""
 
+import json
 import logging
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.config import TrainConfig
-from instruct_lm.io.run_files import BEST, LAST
-from instruct_lm.training.callbacks import ProgressBar, StopIfDiverged, ValidateEvery
+from instruct_lm.data.datamodule import InstructionDataModule
+from instruct_lm.io.files import shown, write_json
+from instruct_lm.io.run_files import BEFORE, BEST, LAST
+from instruct_lm.training.callbacks import ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast
+from instruct_lm.training.module import InstructionTuner
+
+log = logging.getLogger(__name__)
+
+SWEPT = ["model.name", "prompt.style", "mask_instructions", "mask_header", "seed", "data.batch_size", "lora.rank"]
+SWEPT += ["optimizer.lr", "optimizer.weight_decay", "trainer.accumulate"]
+"""What a sweep may vary, for TensorBoard's HParams."""
 
 TEST_METRICS = ("test/score", "test/exact_match", "test/chrf")
 """What HParams compares a sweep by, besides the final losses; an evaluation writes them."""
@@ -28,7 +39,7 @@ _HARMLESS = (
 )
 
 
-def default_precision(accelerator: str) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+def default_precision(accelerator: str) -> str:
     """The precision of a device: bf16 where a GPU has it, else 16-bit there, and fp32 elsewhere."""
     if accelerator != "gpu":
         return "32-true"
@@ -47,23 +58,23 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
     settings, device, folder = config.trainer, config.device, config.folder
-    own = [StopIfDiverged(), ValidateEvery(settings.val_interval), SaveLast(folder / LAST), SaveBest(folder / BEST)]
-    logger = TensorBoardLogger(folder, name=None, version="tensorboard", default_hp_metric=False)
+    own = [ValidateEvery(settings.val_interval), SaveLast(folder / LAST), SaveBest(folder / BEST)]
+    # An empty version: the progress bar would show any other.
+    logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
+    log.info("device: %s; output: %s", accelerator, shown(folder))
     precision: Any = device.precision or default_precision(accelerator)
     return pl.Trainer(
         accelerator=accelerator,
-        devices=device.devices,
-        num_nodes=device.num_nodes,
-        strategy=device.strategy,
+        **device.model_dump(include={"devices", "num_nodes", "strategy"}),
         precision=precision,
-        max_epochs=-1 if settings.max_epochs is None else settings.max_epochs,
-        max_steps=-1 if settings.max_steps is None else settings.max_steps,
+        max_epochs=settings.max_epochs or -1,
+        max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip_norm,
         log_every_n_steps=settings.log_interval,
         logger=logger,
-        callbacks=[*callbacks, *own, *([ProgressBar()] if settings.progress else [])],
+        callbacks=[*callbacks, *own, *([TQDMProgressBar()] if settings.progress else [])],
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares out the rows itself
@@ -72,11 +83,26 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
     )
 
 
-def record_hparams(trainer: pl.Trainer, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def validate_before(
+    config: TrainConfig, trainer: pl.Trainer, tuner: InstructionTuner, data: InstructionDataModule
+) -> dict[str, float]:
+    """The losses before the first step; a resumed run has kept them in `before.json`."""
+    kept = config.folder / BEFORE
+    if config.resume and kept.is_file():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    before = dict(trainer.validate(tuner, data, verbose=False)[0])
+    write_json(before, kept)
+    log.info("before training: validation loss %(val/loss).3f, response only %(val/response_loss).3f", before)
+    return before
+
+
+def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[str, Any]) -> None:
     """Write the settings that a sweep may vary, with the final metrics, for TensorBoard's HParams."""
     if not trainer.is_global_zero:
         return
-    final = {f"final/{name}": value for name, value in metrics.items()}
+    settings = {key: operator.attrgetter(key)(config) for key in SWEPT}
+    settings["prompt_loss_weight"] = summary["prompt_loss_weight"]
+    final = {f"final/{name}": value for name, value in summary["after"].items()}
     # HParams would show a bool as 0 or 1. The metrics of the evaluation are announced here and follow with it.
     shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
     writer = trainer.logger.experiment  # type: ignore[union-attr]
@@ -84,12 +110,3 @@ def record_hparams(trainer: pl.Trainer, settings: Mapping[str, Any], metrics: Ma
         writer._get_file_writer().add_summary(summary)  # as Lightning does: a closed writer opens again
     trainer.logger.log_metrics(final, trainer.global_step)  # type: ignore[union-attr]
     trainer.logger.save()  # type: ignore[union-attr]
-
-
-def losses_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """The validation losses before and after training as a small table."""
-    rows = [f"{'':17}{'before':>10}{'after':>10}"]
-    for name, key in (("validation loss", "loss"), ("perplexity", "perplexity")):
-        for words, measure in ((name, f"val/{key}"), ("  response only", f"val/response_{key}")):
-            rows.append(f"{words:17}{before[measure]:10.3f}{after[measure]:10.3f}")
-    return "\n".join(rows)
