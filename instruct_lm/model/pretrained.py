@@ -206,5 +206,4 @@ def _check(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...
     ]
     if problems:
         summary = f"{path} does not fit the model: check the model.* sizes. {len(problems)} tensors differ:"
-        raise InputError("
-".join([summary, *listing(problems)]))
+        raise InputError("\n".join([summary, *listing(problems)]))
