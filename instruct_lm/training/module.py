@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -51,7 +51,7 @@ class InstructionTuner(pl.LightningModule):
     @classmethod
     def from_pretrained(
         cls, name: str, *, style: str = "alpaca", max_new_tokens: int = 256, optimizer: OptimizerSettings = ADAMW
-    ) -> Self:
+    ) -> "InstructionTuner":
         """A pretrained model, downloaded at its first use, with its tokenizer.
 
         Args:
