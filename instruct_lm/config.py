@@ -5,6 +5,7 @@ module imports no torch.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -251,3 +252,11 @@ def _read_model(name: str) -> Any:
     own: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
     parents = own.pop("defaults", ["_self_"])
     return OmegaConf.merge(*(own if parent == "_self_" else _read_model(parent) for parent in parents))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_lm.commands.build import choose_accelerator
-from instruct_lm.commands.check_config import all_keys, flatten, make_config, nest
+from instruct_lm.commands.check_config import all_keys, make_config, nest
 from instruct_lm.config import (
     COMMANDS,
     CONF,
@@ -19,6 +19,7 @@ from instruct_lm.config import (
     DeviceConfig,
     Target,
     TrainConfig,
+    flatten,
     model_config,
 )
 from instruct_lm.errors import InputError

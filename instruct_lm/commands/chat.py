@@ -47,9 +47,9 @@ def load(options: argparse.Namespace) -> Responder:
         InputError: No run folder, no such checkpoint or device, or a setting out of range.
     """
     from instruct_lm.commands.build import build_fetcher, load_responder
-    from instruct_lm.commands.check_config import flatten, make_config, nest
+    from instruct_lm.commands.check_config import make_config, nest
     from instruct_lm.commands.runs import checkpoint_path, load_run_config
-    from instruct_lm.config import TrainConfig
+    from instruct_lm.config import TrainConfig, flatten
 
     values = flatten(load_run_config(options.run).model_dump()) | {"device.devices": 1, "device.precision": None}
     checkpoint = None if options.checkpoint == UNTUNED else checkpoint_path(options.run, options.checkpoint)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from instruct_lm.config import COMMANDS, CommonConfig, Group
+from instruct_lm.config import COMMANDS, CommonConfig, Group, flatten
 from instruct_lm.errors import InputError
 
 AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
@@ -96,14 +96,6 @@ def no_such_key(kind: type[Group], key: str) -> str:
     meant = [name for name, leaf in leaves.items() if leaf in near]
     remedy = f"Did you mean {' or '.join(meant)}?" if meant else "--help lists the keys."
     return f"there is no such key. {remedy}"
-
-
-def flatten(values: Values, prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def nest(flat: Values) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lm.commands.check_config import flatten, make_config, nest
-from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig
+from instruct_lm.commands.check_config import make_config, nest
+from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_text
 from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY

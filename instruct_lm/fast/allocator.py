@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next allocation instead of giving its pages back to the kernel.
 
     Every step of training frees and takes gigabytes in blocks that glibc maps anew each time, and each new page costs a
-    fault. Call it before torch allocates. Without glibc it does nothing.
+    fault. Call it before the first step; what was allocated earlier is freed as usual. Without glibc it does nothing.
     """
     if _is_glibc():
         ctypes.CDLL(None).mallopt(_M_MMAP_MAX, 0)

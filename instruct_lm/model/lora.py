@@ -88,7 +88,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge_lora(model: GPT) -> GPT:
-    """Add the adapters to the frozen weights, in the adapters' dtype and in place: a model without adapters is left."""
+    """Add the adapters to the frozen weights, in the adapters' dtype and in place, and remove them from the model."""
     for block in model.h:
         for name in TARGETS:
             if isinstance(layer := block.get_submodule(name), LoRALinear):

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from instruct_lm.config import flatten
 from instruct_lm.data.dataset import duplicates_between, load_examples, split
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
@@ -164,7 +165,7 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
         answers=answers,
         values=_read_scores(folder / "scores.jsonl", len(examples)),
         config=config,
-        settings={key: value for key, value in _flatten(config) if key not in _IRRELEVANT},
+        settings={key: value for key, value in flatten(config).items() if key not in _IRRELEVANT},
         training=_read(run / SUMMARY) if run else {},
     )
 
@@ -232,12 +233,3 @@ def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
     if len(done) < n:
         raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run it again.")
     return dict(zip(METRICS, np.array(done).reshape(n, len(METRICS)).T, strict=True))
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"model": {"name": "gpt2"}}` → `("model.name", "gpt2")`."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

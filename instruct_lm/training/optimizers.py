@@ -46,8 +46,8 @@ class OptimizerSettings:
         """The optimizer of what a module trains.
 
         Args:
-            module: its parameters that require gradients.
-            fused: one kernel for all of AdamW's arithmetic.
+            module: The owner of the parameters; those that require gradients are trained.
+            fused: One kernel for all of AdamW's arithmetic.
         """
         trained = [p for p in module.parameters() if p.requires_grad]
         groups = [
@@ -68,7 +68,7 @@ class AdamWInBackward(torch.optim.AdamW):
     """AdamW that updates a parameter when autograd has made its gradient, and frees the gradient at once.
 
     The arithmetic is AdamW's. There is never a full set of gradients, so neither their global norm nor accumulation
-    over batches can be had. Parameters whose gradient `instruct_lm.fast.loss` makes wait for `step`.
+    over batches is possible. `step` updates the parameters that still have a gradient.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:

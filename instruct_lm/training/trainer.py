@@ -52,7 +52,7 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
     Args:
         config: The run's configuration.
         accelerator: ``cpu``, ``gpu`` or ``mps``.
-        callbacks: Callbacks besides those for progress, divergence, validation and checkpoints; they come first.
+        callbacks: Callbacks besides those for progress, validation and checkpoints; they come first.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _HARMLESS:
@@ -104,9 +104,9 @@ def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[st
     settings["prompt_loss_weight"] = summary["prompt_loss_weight"]
     final = {f"final/{name}": value for name, value in summary["after"].items()}
     # HParams would show a bool as 0 or 1. The metrics of the evaluation are announced here and follow with it.
-    shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
+    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
     writer = trainer.logger.experiment  # type: ignore[union-attr]
-    for summary in hparams(shown, dict.fromkeys([*final, *TEST_METRICS], 0.0)):
-        writer._get_file_writer().add_summary(summary)  # as Lightning does: a closed writer opens again
+    for event in hparams(texts, dict.fromkeys([*final, *TEST_METRICS], 0.0)):
+        writer._get_file_writer().add_summary(event)  # as Lightning does: a closed writer opens again
     trainer.logger.log_metrics(final, trainer.global_step)  # type: ignore[union-attr]
     trainer.logger.save()  # type: ignore[union-attr]
