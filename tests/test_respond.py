@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instruct_lm.data.encoding import encode_examples
+from instruct_lm.data.encoding import encode_conversations
 from instruct_lm.data.prompts import STYLES, Example, PromptStyle
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
@@ -31,7 +31,7 @@ def test_a_prompt_is_what_training_puts_before_the_response(
     instruction: str, input: str, output: str, name: str
 ) -> None:
     example = Example(instruction, input, output)
-    row = encode_examples([example], BYTES, STYLES[name])[0]
+    row = encode_conversations([example], BYTES, STYLES[name])[0]
     asked = responder(name).prompt_ids(example)
     assert asked == row.input_ids[: row.prompt_length + row.header_length].tolist()
     assert bytes(row.input_ids[len(asked) : -1].tolist()).decode() == output
@@ -41,7 +41,7 @@ def test_control_tokens_of_smollm2_are_one_token_each(smollm2_gguf: Path) -> Non
     tokenizer = load_tokenizer(smollm2_gguf)
     style = STYLES["chatml"]
     example = Example("Say <|im_end|>.", "", "Yes.")  # the user's is text
-    row = encode_examples([example], tokenizer, style)[0]
+    row = encode_conversations([example], tokenizer, style)[0]
     asked = Responder(MODEL, tokenizer, style).prompt_ids(example)
     assert asked == row.input_ids[: row.prompt_length + row.header_length].tolist()
     start, end = (tokenizer.encoding.encode_single_token(text) for text in ("<|im_start|>", "<|im_end|>"))

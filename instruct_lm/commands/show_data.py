@@ -9,9 +9,11 @@ from itertools import groupby
 import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
-from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
-from instruct_lm.data.encoding import OVERLONG, EncodedExample, encode_examples, loss_weights
-from instruct_lm.data.encoding import resolve_prompt_loss_weight as resolve_weight
+from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, split
+from instruct_lm.data.encoded import EncodedExample, loss_weights
+from instruct_lm.data.encoded import resolve_prompt_loss_weight as resolve_weight
+from instruct_lm.data.encoding import OVERLONG, encode_conversations
+from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError, listing
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("source", nargs="?", default="sample", help="JSON or JSON lines; default: the embedded sample")
     add("--tokenizer", help="merges.txt, a GGUF file or bytes; default: one in the cache, else bytes")
-    add("--style", default="alpaca", choices=STYLES, help="prompt style (default: %(default)s)")
+    add("--style", default="alpaca", choices=[*STYLES, "template"], help="prompt style (default: %(default)s)")
     add("--mask-instructions", action="store_true", help="train on the response only")
     add("--mask-header", action="store_true", help="weight the response header like the prompt")
     add("--prompt-loss-weight", type=float, metavar="W", help="weight of prompt tokens, 0 to 1")
@@ -38,17 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
-    style = get_style(options.style)
-    examples = load_examples(Fetcher().fetch(options.source))
-    if not 1 <= options.entry <= len(examples):
-        raise InputError(f"--entry {options.entry}: the file holds entries 1 to {len(examples)}.")
+    conversations = load_conversations(Fetcher().fetch(options.source))
+    shown = [conversation for conversation in conversations if conversation.number == options.entry]
+    if not shown:
+        numbers = f"{conversations[0].number} to {conversations[-1].number}"
+        raise InputError(f"--entry {options.entry}: the file has usable entries from {numbers}, and this is none.")
     tokenizer = _tokenizer(options.tokenizer)
-    splits = split(examples)
+    style = get_style(options.style, tokenizer)
+    splits = split(conversations)
 
-    print(f"{options.source}: {len(examples)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
+    print(f"{options.source}: {len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
     print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
     for name, part in splits._asdict().items():
-        encoded = encode_examples(part, tokenizer, style, options.max_length, options.overlong)
+        encoded = encode_conversations(part, tokenizer, style, options.max_length, options.overlong)
         lengths = encoded.lengths
         trained = sum(float(loss_weights(row, weight, options.mask_header).sum()) for row in encoded)
         share = trained / (lengths.sum() - len(encoded))  # the first token of a row is never a target
@@ -57,10 +61,9 @@ def _show(options: argparse.Namespace) -> None:
     print("trained: sum of the loss weights / number of targets, which are all tokens of an entry but the first")
     _show_duplicates(splits)
 
-    example = examples[options.entry - 1]
-    row = encode_examples([example], tokenizer, style, options.max_length, options.overlong)[0]
-    response = len(row.input_ids) - row.prompt_length - row.header_length
-    sizes = f"{row.prompt_length} prompt + {row.header_length} header + {response} response tokens (end token included)"
+    row = encode_conversations(shown, tokenizer, style, options.max_length, options.overlong)[0]
+    prompt, header, response = ((row.kinds == kind).sum() for kind in Kind)
+    sizes = f"{prompt} prompt + {header} header + {response} response tokens (end tokens included)"
     print(f"\nEntry {options.entry}: {sizes}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
     legend = "grey: weight 0, green: weight 1, yellow: in between" if colour else "[w|text] has weight w in the loss"
@@ -101,10 +104,9 @@ def _tokenizer(source: str | None) -> Tokenizer:
 
 
 def _show_duplicates(splits: Splits) -> None:
-    first = {"train": 1, "test": 1 + len(splits.train), "validation": 1 + len(splits.train) + len(splits.test)}
     lines = []
     for duplicate in duplicates_between(splits):
-        places = [f"{name} {first[name] + i}" for name, found in duplicate.places.items() for i in found]
-        lines.append(f"{', '.join(places)}: {duplicate.example.instruction[:60]!a}")
-    summary = f"\nEntries in more than one split (same instruction and input): {len(lines)}"
+        places = [f"{name} {number}" for name, found in duplicate.places.items() for number in found]
+        lines.append(f"{', '.join(places)}: {duplicate.first.turns[-2].text[:60]!a}")
+    summary = f"\nEntries in more than one split (same prompt): {len(lines)}"
     print("\n  ".join([summary, *listing(lines, most=5)]))

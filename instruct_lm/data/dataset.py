@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.errors import InputError, listing
 
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")  # JSON's whitespace, which is not Unicode's
@@ -33,7 +33,7 @@ class _Entry(BaseModel):
 _ENTRIES = TypeAdapter(list[_Entry])
 
 
-def load_examples(source: str | Path | Sequence[dict[str, Any]], limit: int | None = None) -> list[Example]:
+def load_conversations(source: str | Path | Sequence[dict[str, Any]], limit: int | None = None) -> list[Conversation]:
     """Load and check instruction entries.
 
     An entry is an object with the strings `instruction` and `output`, neither of them blank, and `input`, which may be
@@ -69,7 +69,7 @@ def load_examples(source: str | Path | Sequence[dict[str, Any]], limit: int | No
         expected = "expected a JSON list, or JSON lines, of objects with the keys instruction, input and output"
         summary = f"{name}: {len(faults)} of {len(entries)} entries are malformed; {expected}."
         raise InputError("\n  ".join([summary, *listing(lines)])) from error
-    return [Example(entry.instruction, entry.input or "", entry.output) for entry in checked]
+    return [Conversation.of(e.instruction, e.input or "", e.output, i) for i, e in enumerate(checked, start=1)]
 
 
 def _read_text(path: Path) -> str:
@@ -106,13 +106,13 @@ def _parse(text: str, path: Path) -> list[tuple[str, Any]]:
 class Splits(NamedTuple):
     """Three disjoint parts of the entries, in the order in which they are taken."""
 
-    train: list[Example]
-    test: list[Example]
-    validation: list[Example]
+    train: list[Conversation]
+    test: list[Conversation]
+    validation: list[Conversation]
 
 
 def split(
-    examples: Sequence[Example],
+    examples: Sequence[Conversation],
     train_fraction: float = 0.85,
     test_fraction: float = 0.10,
     shuffle: bool = False,
@@ -145,22 +145,22 @@ def split(
 
 
 class Duplicate(NamedTuple):
-    """A pair of instruction and input that occurs in more than one split.
+    """A prompt that occurs in more than one split.
 
     Attributes:
-        example: Its first occurrence.
-        places: Split name → positions in that split, for each split that holds the pair.
+        first: Its first occurrence.
+        places: Split name → entry numbers, for each split that holds it.
     """
 
-    example: Example
+    first: Conversation
     places: dict[str, list[int]]
 
 
 def duplicates_between(splits: Splits) -> list[Duplicate]:
-    """Entries whose instruction and input occur in more than one split; case and spacing do not matter."""
+    """Prompts that occur in more than one split; case and spacing do not matter."""
     found: dict[tuple[str, ...], Duplicate] = {}
     for name, examples in splits._asdict().items():
-        for position, example in enumerate(examples):
-            key = tuple(" ".join(text.casefold().split()) for text in (example.instruction, example.input))
-            found.setdefault(key, Duplicate(example, {})).places.setdefault(name, []).append(position)
+        for example in examples:
+            key = tuple(" ".join(text.casefold().split()) for turn in example.prompt for text in turn)
+            found.setdefault(key, Duplicate(example, {})).places.setdefault(name, []).append(example.number)
     return [duplicate for duplicate in found.values() if len(duplicate.places) > 1]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import instruct_lm.data
-from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
+from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, split
 from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
 
@@ -44,33 +44,33 @@ LINES = [json.dumps(entry, ensure_ascii=False) for entry in ENTRIES]
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
 def test_lists_and_lines_are_read_alike(write, text, mark):
     expected = [Example(" a\u2028 ", "é", "b\n"), Example("c", "", "d")]
-    assert load_examples(write((mark + text).encode())) == expected
+    assert load_conversations(write((mark + text).encode())) == expected
 
 
 def test_input_may_be_absent_null_or_empty(write):
     entries = [{"instruction": "a", "output": "b"} | extra for extra in ({}, {"input": None}, {"input": ""})]
-    assert load_examples(write(entries)) == [Example("a", "", "b")] * 3
+    assert load_conversations(write(entries)) == [Example("a", "", "b")] * 3
 
 
 def test_a_lone_surrogate_is_kept_for_the_tokenizer(write):
-    assert load_examples(write([ENTRY | {"output": "\ud800"}])) == [Example("Say hi.", "", "\ud800")]
+    assert load_conversations(write([ENTRY | {"output": "\ud800"}])) == [Example("Say hi.", "", "\ud800")]
 
 
 def test_one_json_line_is_one_entry(write):
-    assert load_examples(write(ENTRY)) == [Example("Say hi.", "", "Hi.")]
+    assert load_conversations(write(ENTRY)) == [Example("Say hi.", "", "Hi.")]
 
 
 def test_limit_takes_the_first_entries_and_does_not_look_at_others(write):
     path = write([ENTRY, ENTRY, "broken"])
-    assert len(load_examples(path, limit=2)) == 2
+    assert len(load_conversations(path, limit=2)) == 2
     with pytest.raises(InputError, match="entry 3"):
-        load_examples(path, limit=3)
+        load_conversations(path, limit=3)
     with pytest.raises(InputError, match="limit=0"):
-        load_examples(path, limit=0)
+        load_conversations(path, limit=0)
 
 
 def test_sample_is_the_packaged_file():
-    examples = load_examples("sample")
+    examples = load_conversations("sample")
     packaged = Path(instruct_lm.data.__file__).with_name("sample.json")
     assert len(examples) == len(json.loads(packaged.read_text(encoding="utf-8"))) >= 500
     assert len({(e.instruction, e.input) for e in examples}) == len(examples)
@@ -97,7 +97,7 @@ def test_sample_is_the_packaged_file():
 def test_a_malformed_entry_is_named_with_its_number_and_fault(write, entry, fault):
     path = write([ENTRY, entry, ENTRY])
     with pytest.raises(InputError) as error:
-        load_examples(path)
+        load_conversations(path)
     summary = (
         "1 of 3 entries are malformed; expected a JSON list, or JSON lines, of objects with the keys "
         "instruction, input and output."
@@ -108,12 +108,12 @@ def test_a_malformed_entry_is_named_with_its_number_and_fault(write, entry, faul
 def test_a_malformed_json_line_is_named_with_its_line(write):
     lines = [json.dumps(ENTRY), "", json.dumps({"instruction": "x"})]
     with pytest.raises(InputError, match=r"entry 2 \(line 3\): output: Field required"):
-        load_examples(write("\n".join(lines).encode()))
+        load_conversations(write("\n".join(lines).encode()))
 
 
 def test_ten_faults_are_listed_and_all_are_counted(write):
     with pytest.raises(InputError) as error:
-        load_examples(write([ENTRY] + [{}] * 25))
+        load_conversations(write([ENTRY] + [{}] * 25))
     lines = str(error.value).split("\n")
     assert "25 of 26 entries are malformed" in lines[0]
     assert [line.split(":")[0] for line in lines[1:-1]] == [f"  entry {n}" for n in range(2, 12)]
@@ -151,7 +151,7 @@ def test_ten_faults_are_listed_and_all_are_counted(write):
 def test_files_that_hold_no_entries_are_named_with_the_place(write, content, message):
     path = write(content)
     with pytest.raises(InputError, match=message) as error:
-        load_examples(path)
+        load_conversations(path)
     assert str(path) in str(error.value)
     assert len(str(error.value)) < 500 + len(str(path))
 
@@ -161,19 +161,19 @@ def test_any_bytes_are_entries_or_an_input_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("junk") / "data.json"
     path.write_bytes(content)
     with pytest.raises(InputError):  # no drawn bytes make a whole entry
-        load_examples(path)
+        load_conversations(path)
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(InputError, match=r"gone\.json: No such file"):
-        load_examples(tmp_path / "gone.json")
+        load_conversations(tmp_path / "gone.json")
     with pytest.raises(InputError, match=f"{tmp_path.name}: "):
-        load_examples(tmp_path)
+        load_conversations(tmp_path)
 
 
 def test_entries_of_100_000_characters(write):
     entry = {"instruction": "a" * 100_000, "input": "\U0001f600" * 100_000, "output": "b " * 50_000}
-    (example,) = load_examples(write([entry]))
+    (example,) = load_conversations(write([entry]))
     assert example._asdict() == entry
 
 
@@ -238,7 +238,7 @@ def test_duplicates_between_splits_are_found_whatever_their_case_and_spacing():
 
 
 def test_the_1100_entries_split_and_repeat_as_published(shared_dir):
-    real = load_examples(shared_dir / "data" / "instruction-data.json")
+    real = load_conversations(shared_dir / "data" / "instruction-data.json")
     splits = split(real)
     assert [len(part) for part in splits] == [935, 110, 55]
     duplicates = duplicates_between(splits)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lm.data.dataset import load_examples
+from instruct_lm.data.dataset import load_conversations
 from instruct_lm.data.encoding import (
     EncodedExample,
     encode_cached,
-    encode_examples,
+    encode_conversations,
     loss_weights,
     resolve_prompt_loss_weight,
 )
@@ -28,7 +28,7 @@ def ids(text):
 
 
 def test_encoding_is_prompt_header_response_and_one_end_token():
-    rows = encode_examples([Example("in", "put", "out"), Example("i", "", "o")], BYTES, STYLE)
+    rows = encode_conversations([Example("in", "put", "out"), Example("i", "", "o")], BYTES, STYLE)
     assert [row.input_ids.tolist() for row in rows] == [[*ids("Q:in|put;A:out"), END], [*ids("Q:i;A:o"), END]]
     assert [row.prompt_length for row in rows] == [9, 4]
     assert [row.header_length for row in rows] == [2, 2]
@@ -44,7 +44,7 @@ def test_encoding_is_prompt_header_response_and_one_end_token():
 )
 def test_any_example_decodes_to_its_text(examples, style):
     style = STYLES[style]
-    for example, row in zip(examples, encode_examples(examples, BYTES, style), strict=True):
+    for example, row in zip(examples, encode_conversations(examples, BYTES, style), strict=True):
         prompt, response = row.prompt_length, row.prompt_length + row.header_length
         assert BYTES.decode(row.input_ids[:prompt]) == style.prompt(example)
         assert BYTES.decode(row.input_ids[prompt:response]) == style.header
@@ -53,12 +53,12 @@ def test_any_example_decodes_to_its_text(examples, style):
 
 
 def test_entries_of_100_000_characters():
-    (row,) = encode_examples([Example("a" * 100_000, "\U0001f600" * 100_000, "b " * 50_000)], BYTES, STYLE)
+    (row,) = encode_conversations([Example("a" * 100_000, "\U0001f600" * 100_000, "b " * 50_000)], BYTES, STYLE)
     assert len(row.input_ids) == len("Q:|;A:") + 100_000 + 400_000 + 100_000 + 1
 
 
 def test_an_end_token_spelled_out_by_the_user_is_text():
-    (row,) = encode_examples([Example("<|endoftext|>", "<|im_end|>", "<|endoftext|>")], BYTES, CHATML)
+    (row,) = encode_conversations([Example("<|endoftext|>", "<|im_end|>", "<|endoftext|>")], BYTES, CHATML)
     assert (row.input_ids == END).sum() == 1
 
 
@@ -79,7 +79,7 @@ LONG = Example("abcdef", "", "xyz")
     ],
 )
 def test_overlong(overlong, max_length, text, prompt_length):
-    rows = encode_examples([LONG, Example("s", "", "t")], BYTES, STYLE, max_length, overlong)
+    rows = encode_conversations([LONG, Example("s", "", "t")], BYTES, STYLE, max_length, overlong)
     assert rows[-1].input_ids.tolist() == [*ids("Q:s;A:t"), END]
     assert rows[-1].prompt_length == 4
     if text is None:
@@ -93,23 +93,23 @@ def test_overlong(overlong, max_length, text, prompt_length):
 @pytest.mark.parametrize("overlong", ["drop", "truncate_prompt", "truncate", "error"])
 def test_no_row_left_is_an_error(overlong):
     with pytest.raises(InputError, match=r"2 of 2 entries are longer than max_length=3: entry 1 \(15 tokens\), 2 \(8"):
-        encode_examples([LONG, Example("s", "", "t")], BYTES, STYLE, 3, overlong)
+        encode_conversations([LONG, Example("s", "", "t")], BYTES, STYLE, 3, overlong)
 
 
 @pytest.mark.parametrize("overlong", ["drop", "truncate_prompt", "truncate", "error"])
 def test_a_row_of_exactly_max_length_is_kept_whole(overlong):
-    rows = encode_examples([LONG], BYTES, STYLE, 15, overlong)
+    rows = encode_conversations([LONG], BYTES, STYLE, 15, overlong)
     assert rows[0].input_ids.tolist() == [*ids("Q:abcdef;A:xyz"), END]
     assert (rows.dropped, rows.truncated) == (0, 0)
 
 
 def test_overlong_error_names_the_entries_and_the_remedy():
     with pytest.raises(InputError) as error:
-        encode_examples([Example("s", "", "t"), LONG], BYTES, STYLE, 14, "error")
+        encode_conversations([Example("s", "", "t"), LONG], BYTES, STYLE, 14, "error")
     assert "1 of 2 entries are longer than max_length=14: entry 2 (15 tokens)" in str(error.value)
     assert "drop, truncate_prompt, truncate" in str(error.value)
     with pytest.raises(InputError, match="overlong='cut'"):
-        encode_examples([LONG], BYTES, STYLE, 14, "cut")
+        encode_conversations([LONG], BYTES, STYLE, 14, "cut")
 
 
 @given(
@@ -119,9 +119,9 @@ def test_overlong_error_names_the_entries_and_the_remedy():
 )
 def test_no_row_is_too_long_or_without_response_and_every_entry_is_accounted_for(examples, max_length, overlong):
     examples = [*examples, Example("s", "", "t")]
-    rows = encode_examples(examples, BYTES, STYLE, max_length, overlong)
+    rows = encode_conversations(examples, BYTES, STYLE, max_length, overlong)
     assert len(rows) + rows.dropped == len(examples)
-    whole = encode_examples(examples, BYTES, STYLE)
+    whole = encode_conversations(examples, BYTES, STYLE)
     cut = 0
     for row, entry in zip(rows, rows.entries, strict=True):
         response = row.input_ids[row.prompt_length + row.header_length :]
@@ -142,10 +142,10 @@ def test_a_response_without_tokens_is_dropped_and_counted():
         def encode(self, text):
             return ids(text.replace("\x04", ""))
 
-    rows = encode_examples([Example("a", "", "\x04"), Example("a", "", "b")], Deaf(), STYLE)
+    rows = encode_conversations([Example("a", "", "\x04"), Example("a", "", "b")], Deaf(), STYLE)
     assert (rows.entries.tolist(), rows.dropped) == ([1], 1)
     with pytest.raises(InputError, match="none of the 1 entries"):
-        encode_examples([Example("a", "", "\x04")], Deaf(), STYLE)
+        encode_conversations([Example("a", "", "\x04")], Deaf(), STYLE)
 
 
 # Cache
@@ -162,9 +162,9 @@ def assert_equal(left, right):
 
 def test_the_cache_gives_what_encoding_gives(tmp_path, monkeypatch):
     first = encode_cached(EXAMPLES, BYTES, STYLE, 14, "truncate", tmp_path / "new" / "folder")
-    assert_equal(first, encode_examples(EXAMPLES, BYTES, STYLE, 14, "truncate"))
+    assert_equal(first, encode_conversations(EXAMPLES, BYTES, STYLE, 14, "truncate"))
     assert [path.suffix for path in (tmp_path / "new" / "folder").iterdir()] == [".npz"]
-    monkeypatch.setattr("instruct_lm.data.encoding.encode_examples", None)  # a second encoding would fail
+    monkeypatch.setattr("instruct_lm.data.encoding.encode_conversations", None)  # a second encoding would fail
     assert_equal(first, encode_cached(EXAMPLES, BYTES, STYLE, 14, "truncate", tmp_path / "new" / "folder"))
 
 
@@ -188,7 +188,7 @@ def test_whatever_changes_the_ids_changes_the_cache_file(tmp_path, monkeypatch):
         (EXAMPLES, BYTES, STYLE, 14, "truncate"),
     ]
     for number, case in enumerate(cases, start=1):
-        assert_equal(encode_cached(*case, tmp_path / "cache"), encode_examples(*case))
+        assert_equal(encode_cached(*case, tmp_path / "cache"), encode_conversations(*case))
         assert len(list((tmp_path / "cache").iterdir())) == number
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damage):
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     encoded = encode_cached(EXAMPLES, BYTES, STYLE, cache_dir=tmp_path / "file")
-    assert_equal(encoded, encode_examples(EXAMPLES, BYTES, STYLE))
+    assert_equal(encoded, encode_conversations(EXAMPLES, BYTES, STYLE))
     assert "cannot write the token cache" in caplog.text
 
 
@@ -245,7 +245,7 @@ def test_loss_weights(weight, mask_header, expected):
 
 def test_masking_equals_the_books_exercise():
     """Exercise 7.2: `targets[i, :instruction_length - 1] = -100`, with targets = the ids from the second on."""
-    (row,) = encode_examples([Example("in", "put", "out")], BYTES, ALPACA)
+    (row,) = encode_conversations([Example("in", "put", "out")], BYTES, ALPACA)
     targets = row.input_ids[1:].copy()
     targets[: len(BYTES.encode(ALPACA.prompt(Example("in", "put", "out")))) - 1] = -100
     ours = np.where(loss_weights(row, 0.0)[1:] == 1, row.input_ids[1:], -100)
@@ -266,7 +266,7 @@ def test_resolve_prompt_loss_weight():
 
 @pytest.fixture(scope="module")
 def real(shared_dir):
-    return load_examples(shared_dir / "data" / "instruction-data.json")
+    return load_conversations(shared_dir / "data" / "instruction-data.json")
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def gpt2(shared_dir):
 
 
 def test_the_1100_entries_have_the_published_numbers(real, gpt2):
-    rows = encode_examples(real, gpt2, ALPACA)
+    rows = encode_conversations(real, gpt2, ALPACA)
     assert (len(rows), round(float(rows.lengths.mean()), 1), rows.lengths.max()) == (1100, 57.4, 92)
     same = [len({int(row.input_ids[i]) for row in rows}) == 1 for i in range(25)]
     assert same == [True] * 24 + [False]
@@ -284,7 +284,7 @@ def test_the_1100_entries_have_the_published_numbers(real, gpt2):
 
 @pytest.mark.parametrize("style", [ALPACA, PHI3], ids=lambda style: style.name)
 def test_encoding_the_pieces_equals_encoding_the_joined_text(real, gpt2, style):
-    rows = encode_examples(real, gpt2, style)
+    rows = encode_conversations(real, gpt2, style)
     joined = [[*gpt2.encode(style.full(example)), 50256] for example in real]
     assert [row.input_ids.tolist() for row in rows] == joined
     assert [row.prompt_length for row in rows] == [len(gpt2.encode(style.prompt(example))) for example in real]
@@ -293,7 +293,7 @@ def test_encoding_the_pieces_equals_encoding_the_joined_text(real, gpt2, style):
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 def test_smollm2_encodes_pieces_and_joined_text_alike(real, smollm2_gguf, style):
     smollm2 = load_tokenizer(smollm2_gguf)
-    rows = encode_examples(real, smollm2, style)
+    rows = encode_conversations(real, smollm2, style)
     assert [row.input_ids.tolist() for row in rows] == [[*smollm2.encode_special(style.full(e)), 0] for e in real]
     assert {int((row.input_ids == 2).sum()) for row in rows} == {int(style is CHATML)}  # it closes the user's turn
     assert {int((row.input_ids == 0).sum()) for row in rows} == {1}
