@@ -38,6 +38,7 @@ def rows(size: str) -> tuple[str, list[Row]]:
     """
     from instruct_lm.data.dataset import load_conversations
     from instruct_lm.data.encoding import encode_conversations
+    from instruct_lm.data.pieces import Kind
     from instruct_lm.data.prompts import ALPACA
     from instruct_lm.data.tokenizer import load_tokenizer
     from instruct_lm.io.sources import Fetcher
@@ -51,7 +52,8 @@ def rows(size: str) -> tuple[str, list[Row]]:
     name, source = ("1100 entries", real) if real.is_file() else ("embedded entries", "sample")
     encoded = encode_conversations(load_conversations(source), tokenizer, ALPACA)
     return name, [
-        Row(row.input_ids.tolist(), row.prompt_length, row.prompt_length + row.header_length) for row in encoded
+        Row(row.input_ids.tolist(), int((row.kinds < Kind.HEADER).sum()), int((row.kinds < Kind.RESPONSE).sum()))
+        for row in encoded
     ]
 
 

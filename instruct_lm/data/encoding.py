@@ -168,7 +168,7 @@ def encode_conversations(
         raise InputError(_problem(len(conversations), too_long, max_length, tokenizer, template))
     return EncodedDataset(
         np.array(flat, dtype=np.int32),
-        np.frombuffer(bytes(kinds), dtype=np.uint8),
+        np.frombuffer(kinds, dtype=np.uint8),
         np.array(offsets, dtype=np.int64),
         np.array(entries, dtype=np.int32),
         dropped=len(conversations) - len(entries),

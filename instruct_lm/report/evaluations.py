@@ -78,7 +78,7 @@ class Evaluation:
 
     @cached_property
     def seen(self) -> list[int] | None:
-        """Places of the entries whose instruction and input are also in the training split; None if unknown.
+        """Places of the entries whose prompt is also in the training split; None if unknown.
 
         For an untuned model, this is the training split that its configuration describes.
         """

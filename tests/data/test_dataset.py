@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import instruct_lm.data
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, split
-from instruct_lm.data.prompts import Example
 from instruct_lm.errors import InputError
 
 ENTRY = {"instruction": "Say hi.", "input": "", "output": "Hi."}
@@ -43,21 +43,21 @@ LINES = [json.dumps(entry, ensure_ascii=False) for entry in ENTRIES]
 )
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
 def test_lists_and_lines_are_read_alike(write, text, mark):
-    expected = [Example(" a\u2028 ", "é", "b\n"), Example("c", "", "d")]
+    expected = [Conversation.of(" a\u2028 ", "é", "b\n"), Conversation.of("c", "", "d")]
     assert load_conversations(write((mark + text).encode())) == expected
 
 
 def test_input_may_be_absent_null_or_empty(write):
     entries = [{"instruction": "a", "output": "b"} | extra for extra in ({}, {"input": None}, {"input": ""})]
-    assert load_conversations(write(entries)) == [Example("a", "", "b")] * 3
+    assert load_conversations(write(entries)) == [Conversation.of("a", "", "b")] * 3
 
 
 def test_a_lone_surrogate_is_kept_for_the_tokenizer(write):
-    assert load_conversations(write([ENTRY | {"output": "\ud800"}])) == [Example("Say hi.", "", "\ud800")]
+    assert load_conversations(write([ENTRY | {"output": "\ud800"}])) == [Conversation.of("Say hi.", "", "\ud800")]
 
 
 def test_one_json_line_is_one_entry(write):
-    assert load_conversations(write(ENTRY)) == [Example("Say hi.", "", "Hi.")]
+    assert load_conversations(write(ENTRY)) == [Conversation.of("Say hi.", "", "Hi.")]
 
 
 def test_limit_takes_the_first_entries_and_does_not_look_at_others(write):
@@ -181,7 +181,7 @@ def test_entries_of_100_000_characters(write):
 
 
 def examples_of(count):
-    return [Example(f"instruction {i}", "", "x") for i in range(count)]
+    return [Conversation.of(f"instruction {i}", "", "x") for i in range(count)]
 
 
 def test_split_takes_train_then_test_then_the_rest():
@@ -226,11 +226,11 @@ def test_an_empty_split_is_an_error(count, train, test, sizes):
 
 def test_duplicates_between_splits_are_found_whatever_their_case_and_spacing():
     a, b, c = (
-        Example("Say hi.", "to  Ann", "Hi."),
-        Example("say HI.", " to ann ", "Hello."),
-        Example("Say hi.", "", "Hi."),
+        Conversation.of("Say hi.", "to  Ann", "Hi."),
+        Conversation.of("say HI.", " to ann ", "Hello."),
+        Conversation.of("Say hi.", "", "Hi."),
     )
-    splits = Splits([a, c, a], [b], [Example("Other", "", "x"), b])
+    splits = Splits([a, c, a], [b], [Conversation.of("Other", "", "x"), b])
     (duplicate,) = duplicates_between(splits)
     assert duplicate.example == a
     assert duplicate.places == {"train": [0, 2], "test": [0], "validation": [1]}
