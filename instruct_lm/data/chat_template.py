@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import takewhile
 from typing import NamedTuple
 
 import jinja2
@@ -90,7 +91,7 @@ class TemplateStyle:
         pieces = list(gaps[0].pieces)
         for turn, before, after in zip(turns, gaps, gaps[1:], strict=False):
             text = said(turn, "\n").lstrip(before.strips_left).rstrip(after.strips_right)
-            if pieces and pieces[-1].text.endswith(" ") and text[:1].strip():
+            if pieces and pieces[-1].text.endswith(" "):
                 # A byte-level vocabulary has tokens of a space and the word that follows.
                 pieces[-1] = pieces[-1]._replace(text=pieces[-1].text[:-1])
                 text = " " + text
@@ -111,27 +112,29 @@ class TemplateStyle:
 
     def _classify(self, text: str, roles: tuple[str, ...], i: int) -> Iterator[Piece]:
         """The pieces of what the template writes between turns i - 1 and i."""
-        last = i == len(roles)
-        if i and roles[i - 1] == "assistant":
-            if _STOP in text:
-                ended, _, text = text.partition(_STOP)
-            else:  # as far as the template writes it also where the conversation ends
-                closing = self._between(roles[:i])[-1]
-                same = [a == b for a, b in zip(text, closing, strict=False)]
-                length = [*same, False].index(False)
-                ended, text = text[:length], text[length:]
-            yield Piece(ended, Kind.RESPONSE)
-            if last and not self._control_token(ended):
-                yield Piece("", Kind.RESPONSE, ends=True)
-        header, begun = "", ""
-        if not last and roles[i] == "assistant":
-            text, _, begun = text.partition(_START)
-            asked = self._asked(roles[:i])
-            place = text.rfind(asked) if asked else -1
-            text, header = (text[:place], text[place:]) if place >= 0 else (text, "")
-        for piece in (Piece(text, Kind.PROMPT), Piece(header, Kind.HEADER), Piece(begun, Kind.RESPONSE)):
-            if piece.text:
-                yield piece
+        follows_response, last = i > 0 and roles[i - 1] == "assistant", i == len(roles)
+        if follows_response and not last and _STOP not in text:
+            # A response ends where the texts of a conversation that ends here and of one that goes on differ.
+            ending = self._common_beginning(text, self._between(roles[:i])[-1])
+            text = ending + _STOP + text.removeprefix(ending)
+        asked = "" if last or roles[i] != "assistant" else self._asked(roles[:i])
+        inside, ended = follows_response, ""
+        for part in re.split(f"([{_START}{_STOP}])", text):
+            if part in (_START, _STOP):
+                inside = part == _START
+            elif inside and part:
+                ended += part if follows_response else ""
+                yield Piece(part, Kind.RESPONSE)
+            elif part:
+                place = part.rfind(asked) if asked else -1
+                header = part[place:] if place >= 0 else ""
+                yield from (
+                    Piece(text, kind)
+                    for text, kind in ((part.removesuffix(header), Kind.PROMPT), (header, Kind.HEADER))
+                    if text
+                )
+        if follows_response and last and not self._control_token(ended):
+            yield Piece("", Kind.RESPONSE, ends=True)
 
     def _asked(self, roles: tuple[str, ...]) -> str:
         """What the template adds to ask for a response after these roles; empty if it cannot say."""
@@ -139,7 +142,7 @@ class TemplateStyle:
             asked, plain = self._render(roles, asks=True), self._render(roles)
         except InputError:  # templates may refuse to begin with the assistant, or to end with a system turn
             return ""
-        return asked[len(plain) :] if asked.startswith(plain) else ""
+        return asked.removeprefix(self._common_beginning(asked, plain))
 
     def _between(self, roles: tuple[str, ...], padding: str = "") -> list[str]:
         """The texts around the turns, one more than there are roles."""
@@ -156,6 +159,12 @@ class TemplateStyle:
         except Exception as error:  # the template may do anything that Jinja's sandbox lets it
             remedy = "Choose another prompt style, such as prompt=alpaca"
             raise InputError(f"the model's chat template refuses {', '.join(roles)}: {error}. {remedy}.") from error
+
+    def _common_beginning(self, *texts: str) -> str:
+        """The beginning that the texts have in common, no control token cut in two."""
+        tokens = "|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True)))
+        units = (re.findall(f"{tokens}|." if tokens else ".", text, re.DOTALL) for text in texts)
+        return "".join(first for first, *_ in takewhile(lambda pair: len(set(pair)) == 1, zip(*units, strict=False)))
 
     def _control_token(self, text: str) -> str:
         """The first control token in a text; empty if there is none."""
