@@ -13,7 +13,7 @@ from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge
 from instruct_lm.evaluation.judges.factory import make_judge
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.generation import Sampling
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora, merge_lora

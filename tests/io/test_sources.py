@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
-from instruct_lm.io import download, verification
-from instruct_lm.io.sources import DownloadError, Fetcher, Remote, parse_source
+from instruct_lm.io import network, verification
+from instruct_lm.io.fetcher import Fetcher
+from instruct_lm.io.network import DownloadError
+from instruct_lm.io.sources import Remote, parse_source
 
 BODY = random.Random(7).randbytes(300_001)  # four 64 KiB chunks and a rest
 HALF = 2 * 65_536  # two whole chunks; an interruption loses what had come of a third
@@ -224,7 +226,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     for name, value in {"TIMEOUT": (10, 10), "RETRIES": 2, "BACKOFF": 0, "MAX_WAIT": 0}.items():
-        monkeypatch.setattr(download, name, value)
+        monkeypatch.setattr(network, name, value)
 
 
 @contextlib.contextmanager
@@ -254,7 +256,7 @@ def fetcher(tmp_path: Path) -> Fetcher:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "TIMEOUT", (10, 0.2))
+    monkeypatch.setattr(network, "TIMEOUT", (10, 0.2))
 
 
 def place(server: Server, fetcher: Fetcher, name: str = "model.bin") -> Path:
@@ -351,7 +353,7 @@ def test_a_compressed_answer_is_not_continued(server: Server, fetcher: Fetcher) 
 def test_the_part_of_another_mirror_is_not_continued(
     server: Server, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setattr(network, "RETRIES", 0)
     source = "https://example.org/model.bin"
     server.default = lambda h: h.answer(200, bytes(len(BODY)), send=HALF, ETag=ETAG)
     first = Fetcher(fetcher.cache_dir, mirror=f"{server.url}/one")
@@ -521,7 +523,7 @@ def test_retry_after_is_kept_to_within_the_bound(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
-    monkeypatch.setattr(download, "MAX_WAIT", 30)
+    monkeypatch.setattr(network, "MAX_WAIT", 30)
     server.faults = [lambda h: h.answer(429, Retry_After=header)]
     Fetcher(tmp_path).fetch(f"{server.url}/model.bin")
     assert pauses == [seconds]
@@ -531,7 +533,7 @@ def test_pauses_double_with_jitter(server: Server, tmp_path: Path, monkeypatch: 
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     for name, value in {"RETRIES": 5, "BACKOFF": 2, "MAX_WAIT": 20}.items():
-        monkeypatch.setattr(download, name, value)
+        monkeypatch.setattr(network, name, value)
     server.default = error_500
     with pytest.raises(DownloadError, match="HTTP 500"):
         Fetcher(tmp_path).fetch(f"{server.url}/model.bin")
@@ -546,7 +548,7 @@ CHILD = """
 import logging, os, signal, sys
 from pathlib import Path
 import requests
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 logging.basicConfig(format="%(message)s")
 cache, url, chunks_to_live = sys.argv[1:]
 real = requests.Response.iter_content
