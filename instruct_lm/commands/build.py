@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from instruct_lm.commands.fetch import build_fetcher as build_fetcher
 from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.encoding import resolve_prompt_loss_weight
@@ -45,11 +46,6 @@ def choose_accelerator(device: DeviceConfig) -> str:
     if accelerator == "cpu" and device.precision == "16-mixed":
         raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
     return accelerator
-
-
-def build_fetcher(config: CommonConfig) -> Fetcher:
-    """The downloader of a run's sources."""
-    return Fetcher(Path(config.cache_dir) if config.cache_dir else None, offline=config.offline, mirror=config.mirror)
 
 
 def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:

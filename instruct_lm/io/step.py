@@ -77,7 +77,7 @@ class Wanted:
             missing = repository.missing_files(self.path)
         shards = f" (or {repository.INDEX} and its shards)" if repository.WEIGHTS in missing else ""
         more = ", ".join(repository.OPTIONAL)
-        return f"put {', '.join(missing)}{shards} and what it has of {more} into the folder {self.path}"
+        return f"put {', '.join(missing)}{shards}, and those of {more} that it has, into the folder {self.path}"
 
     def cannot_use(self, error: OSError) -> InputError:
         """The error of a cache that cannot be read or written."""
@@ -144,10 +144,10 @@ class Step:
             if usable:
                 return {}
             raise InputError(f"{_state(item)}, and offline=true")
-        logger.info("%s: %s, fetching it from %s", item.path, _state(item), item.origin)
         try:
             if reason := self.silent.get(host_of(item.url)):
                 raise UnreachableError(reason)
+            logger.info("%s: %s, fetching it from %s", item.path, _state(item), item.origin)
             if item.remote.is_repository:
                 return self._plan_repository(item)
         except UnreachableError as error:
