@@ -44,14 +44,13 @@ class Progress:
     def begin(self, path: Path, done: int, size: int | None = None) -> None:
         """A file goes on at byte `done`, which may lie before the one that it had reached."""
         self._sizes[path] = size or self._sizes.get(path)
+        total = sum(known for known in self._sizes.values() if known is not None)
         if self._bar is None:
-            self._bar = tqdm(unit="B", unit_scale=True, initial=done)
+            self._bar = tqdm(desc=path.name, total=total or None, initial=done, unit="B", unit_scale=True)
         else:
             self._bar.initial += done - self._done.get(path, 0)  # the rate counts received bytes alone
         self._done[path] = done
-        self._bar.n = sum(self._done.values())
-        total = sum(known for known in self._sizes.values() if known is not None)
-        self._bar.total = None if None in self._sizes.values() else total
+        self._bar.n, self._bar.total = sum(self._done.values()), None if None in self._sizes.values() else total
         self._bar.set_description(path.name)
 
     def advance(self, path: Path, n_bytes: int) -> None:
