@@ -150,7 +150,7 @@ class Step:
             logger.info("%s: %s, fetching it from %s", item.path, _state(item), item.origin)
             if item.remote.is_repository:
                 return self._plan_repository(item)
-        except UnreachableError as error:
+        except (InputError, DownloadError) as error:
             if not usable:
                 raise
             logger.warning("%s: %s; going on with the files that are there", item.source, error)
@@ -171,7 +171,8 @@ class Step:
 
     def _error(self, plans: dict[Wanted, Any]) -> InputError | DownloadError:
         """One error for all sources that are still missing: why, from where, and where to put them by hand."""
-        missing = [item for item in self.wanted if item in self.errors or (plans[item] and not item.in_place())]
+        missing = list(self.errors)
+        missing += [item for item, plan in plans.items() if item not in self.errors and plan and not item.in_place()]
         blocks = []
         for item in missing:
             why = self.errors.get(item, "not fetched yet")
@@ -181,7 +182,7 @@ class Step:
             kind for kind in (UnreachableError, DownloadError) for e in self.errors.values() if isinstance(e, kind)
         ]
         if len(missing) > 1:
-            blocks.insert(0, f"{len(missing)} sources are missing and could not be fetched.")
+            blocks.insert(0, f"{len(missing)} sources are missing, {len(self.errors)} of them cannot be fetched:")
         if kinds:
             blocks += ["Ways on:", *(f"  {way}" for kind, way in _WAYS_ON.items() if kind in _kinds(missing))]
         return (*kinds, InputError)[0]("\n".join(blocks))

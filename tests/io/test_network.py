@@ -69,7 +69,7 @@ def test_hosts_out_of_reach_are_each_tried_twice_and_reported_in_one_message(
     assert sorted(knocks) == ["127.0.0.1"] * 3 + ["nowhere.invalid"] * 2  # the server's own once
     assert server.requests == []
     message = str(raised.value)
-    assert message.startswith("5 sources are missing")
+    assert message.startswith("5 sources are missing, 4 of them cannot be fetched:\n")
     for place in ("hf/a/b/1/model.gguf", "hf/a/b/1/merges.txt", "https/nowhere.invalid/data.json"):
         assert f"by hand: put it at {fetcher.cache_dir / place}\n" in message
     assert re.search(rf"put config.json, model.safetensors .*tokenizer.json.* {fetcher.cache_dir}/hf/a/c/2\n", message)

@@ -189,6 +189,18 @@ def test_a_folder_put_in_place_by_hand(
         assert fetcher.fetch(SOURCE) == folder(fetcher)
 
 
+def test_a_gated_repository_that_was_put_in_place_by_hand_is_used(
+    server: Server, fetcher: Fetcher, publish: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish({})
+    server.default = server.head = lambda h: h.answer(401)
+    folder(fetcher).mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder(fetcher) / name).write_bytes(SINGLE[name])
+    assert fetcher.fetch(SOURCE) == folder(fetcher)
+    assert "going on with the files that are there" in caplog.text
+
+
 def test_a_folder_put_in_place_by_hand_is_completed_by_the_network(
     server: Server, fetcher: Fetcher, publish: Callable
 ) -> None:
