@@ -6,6 +6,7 @@ import time
 from contextlib import redirect_stdout
 from typing import Any
 
+from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.runs import is_complete, limits, record_data
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
@@ -23,7 +24,8 @@ def main(config: TrainConfig) -> None:
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
         return finish(config)
 
-    # Imported here, so that --help and mistakes on the command line need no torch.
+    fetch_sources(config)
+    # Imported here, so that --help, mistakes on the command line and missing files need no torch.
     from lightning.pytorch import seed_everything
 
     from instruct_lm.commands import build

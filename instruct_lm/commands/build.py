@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from instruct_lm.commands.fetch import build_fetcher as build_fetcher
 from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
@@ -15,7 +16,7 @@ from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge
 from instruct_lm.evaluation.judges.factory import make_judge
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.generation import Sampling
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora, merge_lora
@@ -47,11 +48,6 @@ def choose_accelerator(device: DeviceConfig) -> str:
     if accelerator == "cpu" and device.precision == "16-mixed":
         raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
     return accelerator
-
-
-def build_fetcher(config: CommonConfig) -> Fetcher:
-    """The downloader of a run's sources."""
-    return Fetcher(Path(config.cache_dir) if config.cache_dir else None, offline=config.offline, mirror=config.mirror)
 
 
 def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:

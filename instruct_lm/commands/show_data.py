@@ -17,7 +17,8 @@ from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError, listing
-from instruct_lm.io.sources import Fetcher, default_cache_dir
+from instruct_lm.io.fetcher import Fetcher
+from instruct_lm.io.sources import default_cache_dir
 
 _COLOURS = {0.0: "\x1b[90m", 1.0: "\x1b[32m"}  # grey: not trained, green: trained; yellow: in between
 

@@ -21,7 +21,7 @@ from instruct_lm.data.prompts import get_style
 from instruct_lm.data.sampling import MicroBatch, StepLoader, StepSampler
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 
 log = logging.getLogger(__name__)
 

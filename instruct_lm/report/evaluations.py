@@ -19,8 +19,8 @@ from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.dataset import duplicates_between, load_conversations, split
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.responses import MADE_BY, RESPONSES, load_responses
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
-from instruct_lm.io.sources import Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")

@@ -15,7 +15,7 @@ from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import RunError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder, Response

@@ -9,7 +9,7 @@ import torch
 from instruct_lm.commands import build
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.lora import adapter_state
 from tests.run_commands import typed
