@@ -9,7 +9,7 @@ from typing import Any
 
 import tiktoken
 import tokenizers
-from tokenizers.processors import ByteLevel, TemplateProcessing
+from tokenizers.processors import TemplateProcessing
 
 from instruct_lm.data.tokenizer_definition import END_OF_TEXT, GPT2_PATTERN, without_added
 from instruct_lm.data.tokenizer_files import RESAVE, TokenizerFiles, read_tokenizer
@@ -52,38 +52,31 @@ class Tokenizer:
         self._full.add_special_tokens([text for text in files.named.values() if text in vocabulary])
         self.vocab_size = max(self._full.get_vocab().values(), default=-1) + 1
         self.control_tokens = {token.content: i for i, token in self._full.get_added_tokens_decoder().items()}
-        self._set_bos()
+        bos = files.named.get("bos_token", "")
+        if files.add_bos and bos in self.control_tokens:
+            template = [(bos, self.control_tokens[bos])]
+            self._full.post_processor = TemplateProcessing(f"{bos}:0 $A:0", special_tokens=template)
+        probe = self._full.encode("a")
+        self.bos = probe.ids[0] if probe.ids and probe.special_tokens_mask[0] else None
         ends = [self._end(*end) for end in files.ends]
         if not ends and END_OF_TEXT not in self.control_tokens:
             remedy = "add eos_token to the tokenizer_config.json beside it, or eos_token_id to generation_config.json"
             raise InputError(f"{files.origin}: no file names the model's end token; {remedy}.")
         self.end_of_text = self.control_tokens[END_OF_TEXT] if END_OF_TEXT in self.control_tokens else ends[0]
         self.stop_tokens = frozenset({self.end_of_text, *ends})
-        self._plain: tiktoken.Encoding | tokenizers.Tokenizer = (
-            tiktoken.Encoding(
-                files.name, pat_str=GPT2_PATTERN, mergeable_ranks=files.ranks, special_tokens=self.control_tokens
-            )
-            if files.ranks
-            else _build(without_added(files.definition, set(self.control_tokens)), files.origin)
-        )
-
-    def _set_bos(self) -> None:
-        add_bos, text = self._files.add_bos, self._files.named.get("bos_token")
-        if add_bos and text in self.control_tokens:
-            special = [(text, self.control_tokens[text])]
-            self._full.post_processor = TemplateProcessing(f"{text}:0 $A:0", special_tokens=special)
-        elif add_bos is not None:
-            self._full.post_processor = ByteLevel(trim_offsets=False)
-        probe = self._full.encode("a")
-        self.bos = probe.ids[0] if probe.ids and probe.special_tokens_mask[0] else None
+        self._plain: tiktoken.Encoding | tokenizers.Tokenizer
+        if files.ranks:
+            tables: dict[str, Any] = {"mergeable_ranks": files.ranks, "special_tokens": self.control_tokens}
+            self._plain = tiktoken.Encoding(files.name, pat_str=GPT2_PATTERN, **tables)
+        else:
+            self._plain = _build(without_added(files.definition, set(self.control_tokens)), files.origin)
 
     def _end(self, origin: str, end: int | str) -> int:
         i = self._full.token_to_id(end) if isinstance(end, str) else end
         if not isinstance(i, int) or not 0 <= i < self.vocab_size:
-            fault = f"its end token {end!r} is not in the vocabulary of {self.vocab_size} ids"
-            raise InputError(
-                f"{origin}: {fault}. Correct it, or give the model's own tokenizer ({self._files.origin})."
-            )
+            vocabulary = f"the {self.vocab_size} ids of {self._files.origin}"
+            remedy = "Correct it, or give the model's own tokenizer"
+            raise InputError(f"{origin} names the end token {end!r}, which is not among {vocabulary}. {remedy}.")
         return i
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,20 +118,29 @@ class Tokenizer:
         return self._full.decode(ids, skip_special_tokens=False)
 
     def hub_files(self) -> dict[str, dict[str, Any]]:
-        """File name → content, of the files from which transformers (and this project) read the same tokenizer."""
+        """The files from which transformers, and `load_tokenizer`, read the same tokenizer: name → JSON content.
+
+        Of `generation_config.json`, what concerns the tokenizer; `config.json` has the same two keys.
+        """
         definition = json.loads(self._full.to_str())
-        texts = {i: text for text, i in self.control_tokens.items()}
-        settings = {"eos_token": texts.get(self.end_of_text, END_OF_TEXT), **self.template_variables}
-        bos = self.control_tokens.get(settings.get("bos_token", ""))
-        added = {str(token.pop("id")): token for token in json.loads(json.dumps(definition["added_tokens"]))}
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        settings |= {"added_tokens_decoder": added}
+        added = {
+            str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in definition["added_tokens"]
+        }
+        named = {"eos_token": self._full.id_to_token(self.end_of_text), **self.template_variables}
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **named,
+            "added_tokens_decoder": added,
+        }
+        settings |= {"clean_up_tokenization_spaces": False}  # true would drop blanks before punctuation in `decode`
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
+        bos = self.control_tokens.get(self.template_variables.get("bos_token", ""))
+        ends = sorted(self.stop_tokens)
         return {
             "tokenizer.json": definition,
             "tokenizer_config.json": settings,
-            "generation_config.json": {"bos_token_id": bos, "eos_token_id": sorted(self.stop_tokens)},
+            "generation_config.json": {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else ends[0]},
         }
 
 
@@ -178,5 +180,4 @@ def _build(definition: dict[str, Any], origin: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(definition))
     except Exception as error:  # the library raises nothing more specific
-        remedy = "fetch it anew, or save it again with transformers"
-        raise InputError(f"{origin}: its tokens and merges do not fit together ({error}): {remedy}.") from error
+        raise InputError(f"{origin} defines no tokenizer that `tokenizers` can read ({error}): {RESAVE}.") from error

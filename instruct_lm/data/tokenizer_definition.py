@@ -46,7 +46,12 @@ def bpe_definition(
     model = {"type": "BPE", "ignore_merges": pre == "llama-bpe", "vocab": vocabulary, "merges": merges}
     normalizer = {"type": "NFC"} if pre == "qwen2" else None
     words = {"type": "Sequence", "pretokenizers": _WORDS[pre]}
-    definition = {"version": "1.0", "added_tokens": [], "normalizer": normalizer, "pre_tokenizer": words}
+    definition: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": normalizer,
+        "pre_tokenizer": words,
+    }
     return with_added(definition | {"post_processor": _BYTES, "decoder": _BYTES, "model": model}, added)
 
 

@@ -33,7 +33,7 @@ class TokenizerFiles(NamedTuple):
         definition: The content of a `tokenizer.json` with a BPE model.
         ends: File and end token that it names, as an id or as its text; the first is the one to train with.
         named: `bos_token`, `eos_token`, `pad_token`, `unk_token` → text, where known.
-        add_bos: Whether upstream puts the `bos_token` before every text; None: as the definition says.
+        add_bos: Whether upstream puts the `bos_token` before every text, if the definition does not say so itself.
         chat_template: A Jinja template.
         ranks: Of GPT-2's merges alone, for tiktoken: the bytes of each token → its id.
     """
@@ -43,7 +43,7 @@ class TokenizerFiles(NamedTuple):
     definition: dict[str, Any]
     ends: list[tuple[str, int | str]]
     named: dict[str, str]
-    add_bos: bool | None = None
+    add_bos: bool = False
     chat_template: str | None = None
     ranks: dict[bytes, int] | None = None
 
@@ -66,13 +66,15 @@ def read_tokenizer(source: str | Path) -> TokenizerFiles:
         if head.startswith(b"GGUF"):
             return _read_gguf(path)
         # Weights: safetensors (u64 length of a JSON header), or pickles, in a zip file or bare.
-        if head[8:9] == b"{" and b"\0" in head[:8] or head.startswith((b"PK\x03\x04", b"\x80")):
+        if (head[8:9] == b"{" and b"\0" in head[:8]) or head.startswith((b"PK\x03\x04", b"\x80")):
             return _read_folder(path.parent)
         if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
             return _read_json(path)
         return _read_pair(path.parent) if (path.parent / "vocab.json").is_file() else _read_merges(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"tokenizer {path}: {getattr(error, 'strerror', None) or error}. {_KINDS}.") from error
+    except OSError as error:
+        raise InputError(f"tokenizer {path}: {error.strerror or error}. {_KINDS}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"tokenizer {path} is not a text file in UTF-8 (byte {error.start}). {_KINDS}.") from error
 
 
 def _read_folder(folder: Path) -> TokenizerFiles:
@@ -141,8 +143,8 @@ def _with_settings(files: TokenizerFiles, folder: Path) -> TokenizerFiles:
         raise InputError(f"{path}: its added_tokens_decoder is damaged ({error}): {RESAVE}.") from error
     if missing:
         files = files._replace(definition=with_added(files.definition, missing), ranks=None)
-    explicit = "add_bos_token" in settings or "add_eos_token" in settings  # transformers' rule
-    add_bos = bool(settings.get("add_bos_token")) if explicit else None
+    # As in transformers 5, a tokenizer.json says itself whether a text begins with bos.
+    add_bos = files.name != "tokenizer.json" and bool(settings.get("add_bos_token"))
     template = _chat_template(folder, settings)
     return files._replace(ends=ends, named=named, add_bos=add_bos, chat_template=template)
 
