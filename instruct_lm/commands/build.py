@@ -51,15 +51,20 @@ def choose_accelerator(device: DeviceConfig) -> str:
 
 
 def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
-    """The tokenizer of a model.
+    """The tokenizer of a model; without one of its own in the configuration, that beside or in the weights.
 
     Raises:
-        InputError: It has more ids than the model has embeddings.
+        InputError: It has more ids than the model has embeddings, or there is none.
     """
-    tokenizer = load_tokenizer(fetcher.fetch(model.tokenizer, sha256=model.tokenizer_sha256))
-    if tokenizer.vocab_size > model.vocab_size:
+    source, sha256 = model.tokenizer, model.tokenizer_sha256
+    if source is None:
+        source, sha256 = model.weights, model.weights_sha256
+    if source is None:
+        raise InputError("model.tokenizer=null and model.weights=null: give one of them, or model.tokenizer=bytes.")
+    tokenizer = load_tokenizer(fetcher.fetch(source, sha256=sha256))
+    if model.vocab_size is not None and tokenizer.vocab_size > model.vocab_size:
         sizes = f"has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size}"
-        raise InputError(f"model.tokenizer={model.tokenizer} {sizes} is too small: give the model's own tokenizer.")
+        raise InputError(f"model.tokenizer={source} {sizes} is too small: give the model's own tokenizer.")
     return tokenizer
 
 

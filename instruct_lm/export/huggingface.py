@@ -1,7 +1,4 @@
-"""Export to Hugging Face's layout, which transformers and this project (`model.weights=FOLDER`) read.
-
-The tokenizer is the base model's.
-"""
+"""Export to Hugging Face's layout, which transformers and this project (`model.weights=FOLDER`) read."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import replacing, write_json
 from instruct_lm.model.gpt import GPT, GPTConfig
@@ -48,11 +46,12 @@ def hub_config(config: GPTConfig) -> dict[str, Any]:
     return architecture | sizes | _COMMON
 
 
-def save_pretrained(model: GPT, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json`, each atomically.
+def save_pretrained(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `model.safetensors`, `config.json` and the tokenizer's files, each atomically.
 
     Args:
         model: A model without adapters; its weights are written as float32.
+        tokenizer: The model's; its stop tokens end an answer in transformers' `generate` too.
         folder: The destination, which is created if it does not exist.
 
     Raises:
@@ -63,4 +62,7 @@ def save_pretrained(model: GPT, folder: Path) -> None:
     tensors = {piece.name: piece.values.to(torch.float32).reshape(piece.shape).contiguous() for piece in pieces}
     with replacing(folder / "model.safetensors") as part:
         save_file(tensors, part, metadata={"format": "pt"})
-    write_json(config, folder / "config.json")
+    files = tokenizer.hub_files()
+    files["config.json"] = config | files["generation_config.json"]
+    for name, content in files.items():
+        write_json(content, folder / name)

@@ -173,7 +173,7 @@ def test_a_tokenizer_can_be_pickled(gguf_small):
     [
         (b"", "holds no merges"),
         (b"#version: 0.2\n", "holds no merges"),
-        (b'{"!": 0, "\\"": 1}', r"line 1: .*not a merge of two earlier tokens"),
+        (b'{"!": 0, "\\"": 1}', "is a vocab.json, which is half of a tokenizer: give its folder"),
         (b"t h\nxx y\n", r"line 2: 'xx y' is not a merge"),
         (b"t h\nt h\n", r"line 2: 't h' is not a merge"),
         (b"t h e\n", r"line 1: 't h e' is not a merge"),
@@ -190,7 +190,7 @@ def test_broken_merges(tmp_path, content, message):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(InputError, match=r"gone\.txt: No such file"):
         load_tokenizer(tmp_path / "gone.txt")
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match=r"has no tokenizer: neither tokenizer\.json nor merges\.txt"):
         load_tokenizer(tmp_path)
 
 
@@ -205,12 +205,10 @@ def test_gguf_metadata_equals_the_writers(tmp_path):
     ("change", "message"),
     [
         ({"model": "llama"}, "tokenizer 'llama' with pre-tokenizer 'smollm' is not supported"),
-        ({"pre": "qwen2"}, "pre-tokenizer 'qwen2' is not supported"),
-        ({"eos": len(GGUF_TOKENS)}, "end token"),
-        ({"merges": [*MERGES, "x y"]}, "do not fit together"),
-        ({"merges": MERGES[::-1]}, "do not increase"),
-        ({"merges": MERGES[:-1]}, "do not increase"),
-        ({"tokens": [*GGUF_TOKENS, "日本"]}, "do not fit together"),
+        ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported"),
+        ({"eos": len(GGUF_TOKENS)}, "names the end token 266, which is not among the 266 ids"),
+        ({"merges": [*MERGES, "x y"]}, "out of vocabulary"),
+        ({"merges": [*MERGES, "xy"]}, "defines no tokenizer"),
     ],
 )
 def test_gguf_tokenizers_that_cannot_be_read(tmp_path, change, message):
