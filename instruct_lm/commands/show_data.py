@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
-from instruct_lm.data.dataset import Splits, duplicates_between, load_examples, split
+from instruct_lm.data.dataset import Splits, duplicates_between, read_conversations, split
 from instruct_lm.data.encoding import OVERLONG, EncodedExample, encode_examples, loss_weights
 from instruct_lm.data.encoding import resolve_prompt_loss_weight as resolve_weight
 from instruct_lm.data.prompts import STYLES, get_style
@@ -24,7 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the statistics of a data file and one entry with its loss weights; returns the exit status."""
     parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
     add = parser.add_argument
-    add("source", nargs="?", default="sample", help="JSON or JSON lines; default: the embedded sample")
+    add(
+        "source",
+        nargs="?",
+        default="sample",
+        help="JSON, JSON lines, CSV, TSV or Parquet; default: the embedded sample",
+    )
+    add("--columns", nargs="+", default=[], metavar="FIELD=KEY", help="keys of other names, such as output=answer")
+    add("--unusable", default="drop", choices=("drop", "error"), help="what becomes of blank entries (default: drop)")
+    add("--clean", action="store_true", help="drop inputs that stand for none, such as <noinput>")
     add("--tokenizer", help="merges.txt, a GGUF file or bytes; default: one in the cache, else bytes")
     add("--style", default="alpaca", choices=STYLES, help="prompt style (default: %(default)s)")
     add("--mask-instructions", action="store_true", help="train on the response only")
@@ -39,13 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(options: argparse.Namespace) -> None:
     weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
     style = get_style(options.style)
-    examples = load_examples(Fetcher().fetch(options.source))
-    if not 1 <= options.entry <= len(examples):
-        raise InputError(f"--entry {options.entry}: the file holds entries 1 to {len(examples)}.")
+    if wrong := [pair for pair in options.columns if "=" not in pair]:
+        raise InputError(
+            f"--columns {wrong[0]}: write FIELD=KEY, such as output=answer; and the file before --columns."
+        )
+    columns = dict(pair.split("=", 1) for pair in options.columns)
+    examples, report = read_conversations(
+        Fetcher().fetch(options.source), columns=columns, unusable=options.unusable, clean=options.clean
+    )
+    by_number = {example.number: example for example in examples}
+    if options.entry not in by_number:
+        raise InputError(f"--entry {options.entry}: the file's entries are {min(by_number)} to {max(by_number)}.")
     tokenizer = _tokenizer(options.tokenizer)
     splits = split(examples)
 
     print(f"{options.source}: {len(examples)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
+    print(*(line for _, line in report), sep="\n")
     print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
     for name, part in splits._asdict().items():
         encoded = encode_examples(part, tokenizer, style, options.max_length, options.overlong)
@@ -57,7 +74,7 @@ def _show(options: argparse.Namespace) -> None:
     print("trained: sum of the loss weights / number of targets, which are all tokens of an entry but the first")
     _show_duplicates(splits)
 
-    example = examples[options.entry - 1]
+    example = by_number[options.entry]
     row = encode_examples([example], tokenizer, style, options.max_length, options.overlong)[0]
     response = len(row.input_ids) - row.prompt_length - row.header_length
     sizes = f"{row.prompt_length} prompt + {row.header_length} header + {response} response tokens (end token included)"
@@ -101,10 +118,11 @@ def _tokenizer(source: str | None) -> Tokenizer:
 
 
 def _show_duplicates(splits: Splits) -> None:
-    first = {"train": 1, "test": 1 + len(splits.train), "validation": 1 + len(splits.train) + len(splits.test)}
     lines = []
     for duplicate in duplicates_between(splits):
-        places = [f"{name} {first[name] + i}" for name, found in duplicate.places.items() for i in found]
-        lines.append(f"{', '.join(places)}: {duplicate.example.instruction[:60]!a}")
+        places = [
+            f"{name} {getattr(splits, name)[i].number}" for name, found in duplicate.places.items() for i in found
+        ]
+        lines.append(f"{', '.join(places)}: {duplicate.conversation.prompt[-1].text[:60]!a}")
     summary = f"\nEntries in more than one split (same instruction and input): {len(lines)}"
     print("\n  ".join([summary, *listing(lines, most=5)]))
