@@ -54,7 +54,8 @@ Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 PromptWeight = Annotated[float, Field(ge=0, le=1)]
 # fmt: off
 DataField = Literal[
-    "instruction", "input", "output", "system", "history", "messages", "conversations", "prompt", "completion", "response"
+    "instruction", "input", "output", "prompt", "completion", "response",
+    "messages", "conversations", "system", "history",
 ]
 # fmt: on
 Target = Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]

@@ -77,6 +77,8 @@ def read_conversations(
     """`load_conversations`, with the report returned rather than logged."""
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: must be at least 1, or null for all entries.")
+    if unusable not in ("drop", "error"):
+        raise InputError(f"unusable={unusable}: must be drop or error.")
     reader = RecordReader(columns, clean)
     report: list[tuple[int, str]] = []
     if isinstance(source, (str, Path)):

@@ -5,6 +5,7 @@ value by value, CSV row by row, Parquet by batches of rows.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -104,29 +105,36 @@ def _separator(head: str, path: Path) -> str | None:
     first = _NOT_SPACE.search(head)
     if first is None or first.group() in "[{":
         return None
-    rows = {mark: next(csv.reader([*head.splitlines(keepends=True)[:20]], delimiter=mark), []) for mark in ",;|\t"}
-    separator = max(rows, key=lambda mark: len(rows[mark]))
+    headers = {mark: _header(head, mark) for mark in ",;|\t"}
+    separator = max(headers, key=lambda mark: len(headers[mark]))
     named = path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-    names = all(re.fullmatch(r"[\w .-]{0,64}", name) for name in rows[separator])
-    return separator if named or (names and len(rows[separator]) > 1) else None
+    names = all(re.fullmatch(r"[\w .-]{0,64}", name) for name in headers[separator])
+    return separator if named or (names and len(headers[separator]) > 1) else None
+
+
+def _header(head: str, separator: str) -> list[str]:
+    with contextlib.suppress(csv.Error):  # Python 3.10 refuses NUL
+        return next(filter(None, csv.reader(io.StringIO(head, newline=""), delimiter=separator)), [])
+    return []
 
 
 def _csv(text: TextIO, separator: str, path: Path) -> Iterator[tuple[str, Any]]:
     """Rows as dicts. In strict mode, for else a quote that is never closed swallows the rest of the file."""
     csv.field_size_limit(_CELL_LIMIT)
-    rows = csv.reader(text, delimiter=separator, strict=True)
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    rows = filter(None, reader)  # blank lines are no rows
     try:
-        header = [name.strip() or f"column {i}" for i, name in enumerate(next(rows), start=1)]
+        header = [name.strip() or f"column {i}" for i, name in enumerate(next(rows, []), start=1)]
         _check_names(header, path)
-        for row in filter(None, rows):  # blank lines are no rows
+        for row in rows:
             if len(row) != len(header):
-                names = f"{len(row)} cells, but the header names {len(header)} ({', '.join(listing(header))})"
-                remedy = f"Quote cells that hold {separator!r}, quotes or line ends."
-                raise InputError(f"{path}, line {rows.line_num}: {names}. {remedy}")
+                names = f"{len(header)} names in the header ({', '.join(listing(header))}), here {len(row)}"
+                remedy = f"Write cells that hold {separator!r}, quotes or line ends in quotes."
+                raise InputError(f"{path}, line {reader.line_num}: {names}. {remedy}")
             yield "", dict(zip(header, row, strict=True))
     except csv.Error as error:
         fault = f"{error}. A cell that holds quotes is written in quotes, with each of its own doubled"
-        raise InputError(f"{path}, line {rows.line_num}: not CSV: {fault}.") from error
+        raise InputError(f"{path}, line {reader.line_num}: not CSV: {fault}.") from error
 
 
 def _check_names(names: list[str], path: Path) -> None:
@@ -146,6 +154,8 @@ def _parquet(stream: BinaryIO, path: Path, gzipped: bool) -> Iterator[tuple[str,
             _check_names(file.schema_arrow.names, path)
             for batch in file.iter_batches(_ROWS):
                 yield from (("", row) for row in batch.to_pylist())
+        except InputError:
+            raise
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             fault = str(error).splitlines()[0].rstrip(".")
             raise InputError(f"{path}: its Parquet data is damaged ({fault}). Fetch or write it again.") from error
@@ -238,4 +248,6 @@ class _JsonReader:
     def _fault(self, words: str, at: int) -> InputError:
         if kind := kind_of_fault(self.buffer, at, self.listed):
             return refusal(self.path, kind, self._place(at), self.text.encoding, self.head)
+        if self.buffer is self.head and not self.head[:at].strip():
+            words += ". The file is none of JSON, JSON lines, CSV, TSV and Parquet"
         return InputError(f"{self.path}{self._place(at)}: not JSON: {words}.")

@@ -31,16 +31,19 @@ def python_command(code: str) -> str:
 
 
 _READ = 'sys.stdin.buffer.read().decode("utf-8-sig")'
+# Python's literals, and nan, which is no literal, as null.
+_PARSE = (
+    "import ast, json, sys; Nan = type('Nan', (ast.NodeTransformer,), "
+    "{'visit_Name': lambda self, n: ast.Constant(None) if n.id == 'nan' else n}); "
+    "parse = lambda text: ast.literal_eval(Nan().visit(ast.parse(text.strip(), mode='eval'))); "
+).replace("'", '"')
 PYTHON_LIST = Foreign(
     "a Python list, not JSON",
-    python_command(f"import ast, json, sys; json.dump(ast.literal_eval({_READ}), sys.stdout)"),
+    python_command(f"{_PARSE}json.dump(parse({_READ}), sys.stdout)"),
 )
 PYTHON_LINES = Foreign(
     "Python dicts, one a line, not JSON",
-    python_command(
-        f"import ast, json, sys; lines = {_READ}.splitlines(); "
-        "json.dump([ast.literal_eval(line) for line in lines if line.strip()], sys.stdout)"
-    ),
+    python_command(f"{_PARSE}json.dump([parse(line) for line in {_READ}.split(chr(10)) if line.strip()], sys.stdout)"),
 )
 # Strings are matched first and kept as they are; \x22 is the double quote.
 _STRIP = f"import re, sys; t = {_READ}; " + r's = r"(\x22(?:[^\x22\\]|\\.)*\x22)"; '
@@ -83,7 +86,10 @@ _KINDS: tuple[tuple[str, Foreign], ...] = (
     ),
     (r"PK\x03\x04", Foreign("a zip archive. Give the file inside", "python -m zipfile -e {path} .", None)),
     (r"[\s\S]{257}ustar", Foreign("a tar archive. Give the file inside", "tar -xf {path}", None)),
-    (r"SQLite format 3\0", Foreign("an SQLite database. To take its first table", python_command(_SQLITE) + " {path}")),
+    (
+        r"SQLite format 3\0",
+        Foreign("an SQLite database. The command takes its first table", python_command(_SQLITE) + " {path}"),
+    ),
     (r"\x80[\x02-\x05]", Foreign("a Python pickle: opening it can run any code", python_command(_PICKLE))),
     (r"ARROW1", Foreign("an Arrow file", python_command(_ARROW.format("file")), ".parquet")),
     (r"\xff\xff\xff\xff", Foreign("an Arrow stream", python_command(_ARROW.format("stream")), ".parquet")),
@@ -93,7 +99,7 @@ _KINDS: tuple[tuple[str, Foreign], ...] = (
     (r"%PDF|\x89PNG|\xff\xd8\xff|GGUF|\x7fELF", Foreign("a PDF, an image, a model or a program, not data")),
     (r"version https://git-lfs", Foreign("a Git LFS pointer, not the data: run git lfs pull in its repository")),
     (r"\s*<(?i:!doctype|html)", Foreign(_HTML)),
-    (r"\s*<\w+", Foreign("XML or HTML, not JSON, CSV or Parquet")),
+    (r"\s*<[?\w]", Foreign("XML or HTML, not JSON, CSV or Parquet")),
     (r"(?:---\s+)?- +[\w\"']+ *:", Foreign("YAML", python_command(_YAML))),
     (r"(?:[\s\S]\0){8}", Foreign("UTF-16 text without a byte-order mark", "iconv -f UTF-16LE -t UTF-8", "")),
     (r"(?:\0[\s\S]){8}", Foreign("UTF-16 text without a byte-order mark", "iconv -f UTF-16BE -t UTF-8", "")),

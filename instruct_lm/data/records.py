@@ -68,7 +68,8 @@ class RecordReader:
         """
         if not isinstance(record, Mapping):
             raise Malformed(f"it is {_a(record)}, not an object with keys")
-        keys = tuple(map(str, record))
+        record = {str(key): value for key, value in record.items()}
+        keys = tuple(record)
         if (layout := self.layouts.get(keys)) is None:
             self.unrecognised = self.unrecognised or keys  # of no use once a layout is found
             layout = self.layouts[keys] = recognise(keys, self.columns)
@@ -129,9 +130,11 @@ class RecordReader:
             yield self._turn(folded, f"{field}, turn {i}", field)
 
     def _turn(self, item: dict[str, Any], place: str, field: str) -> Turn:
-        role, text = ("from", "value") if _is_blank(item.get("role")) and "from" in item else ("role", "content")
-        if text not in item:
-            text = "value" if "value" in item else "content"
+        role, text, other = ("role", "content", "value")
+        if _is_blank(item.get("role")) and "from" in item:
+            role, text, other = ("from", "value", "content")
+        if text not in item and other in item:
+            text = other
         if calls := [key for key in ("tool_calls", "function_call") if not _is_blank(item.get(key))]:
             raise Malformed(f"{place}: {calls[0]} cannot be trained on")
         if missing := [key for key in (role, text) if key not in item]:

@@ -62,7 +62,7 @@ def _inside(record: Mapping[str, Any], path: Path, columns: Mapping[str, str]) -
     lists = [key for key, value in record.items() if isinstance(value, list) and isinstance((value or [0])[0], Mapping)]
     if len(lists) > 1:
         code = f"import json, sys; json.dump(json.load(sys.stdin.buffer)[{json.dumps(lists[0])}], sys.stdout)"
-        name = f"one object with several lists, {', '.join(lists)}: give each a file. To take {lists[0]}"
+        name = f"one object with several lists, {', '.join(lists)}. Give one of them"
         raise refusal(path, Foreign(name, python_command(code)))
     return (f"under its key {lists[0]}", record[lists[0]]) if lists else None
 
