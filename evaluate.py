@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lm.commands.hydra_app import hydra_command
-from instruct_lm.commands.runs import checkpoint_path
+from instruct_lm.commands.runs import check_data, checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
 from instruct_lm.io.files import file_stamps, shown, write_json
 from instruct_lm.io.run_files import SUMMARY, UNTUNED
@@ -40,6 +40,8 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     from instruct_lm.evaluation.responses import save_responses
 
     fetcher = build.build_fetcher(config)
+    if config.run is not None:
+        check_data(Path(config.run), config.data.source, fetcher.fetch(config.data.source))
     responder = build.load_responder(config, checkpoint, fetcher)
     examples = getattr(build.build_datamodule(config, responder.tokenizer, fetcher).splits, config.split)
     if cut := sum(responder.cut_tokens(example) > 0 for example in examples):

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from instruct_lm.commands.hydra_app import hydra_command
-from instruct_lm.commands.runs import is_complete, limits
+from instruct_lm.commands.runs import is_complete, limits, record_data
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import RunError
@@ -32,7 +32,6 @@ def main(config: TrainConfig) -> None:
     from instruct_lm.training.trainer import make_trainer, record_hparams, validate_before
 
     started = time.perf_counter()
-    (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     accelerator = build.choose_accelerator(config.device)
     seed_everything(config.seed, verbose=False)
 
@@ -40,10 +39,12 @@ def main(config: TrainConfig) -> None:
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()
+    record_data(config.folder, config.data.source, fetcher.fetch(config.data.source))
     data.setup("fit")
     fits, message = describe(build.estimate_memory(config, data), free_memory(accelerator))
     log.log(logging.INFO if fits else logging.WARNING, message)
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
+    (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     throughput = Throughput()
     trainer = make_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
     resume: dict[str, Any] = {"ckpt_path": config.folder / LAST, "weights_only": True} if config.resume else {}

@@ -185,22 +185,24 @@ def startup(args: argparse.Namespace) -> Tables:
 def tokens(args: argparse.Namespace) -> Tables:
     """Encoding 52,000 entries, and reading them from the cache."""
     from benchmarks.tasks import SHARED, model_conf
-    from instruct_lm.data.dataset import load_examples
+    from instruct_lm.data.conversation import Conversation
+    from instruct_lm.data.dataset import load_conversations
     from instruct_lm.data.encoding import encode_cached
-    from instruct_lm.data.prompts import ALPACA, Example
+    from instruct_lm.data.prompts import ALPACA
     from instruct_lm.data.tokenizer import load_tokenizer
     from instruct_lm.io.sources import Fetcher
 
     model = model_conf("smollm2-135m")
     tokenizer = load_tokenizer(Fetcher().fetch(str(model["weights"]), sha256=str(model["weights_sha256"])))
     real = SHARED / "data" / "instruction-data.json"
-    base = load_examples(real if real.is_file() else "sample")
+    base = load_conversations(real if real.is_file() else "sample")
     # About as long as Alpaca's: four answers in one.
     examples = []
     for i in range(52_000):
         first = base[i % len(base)]
-        output = " ".join(base[(i + k) % len(base)].output for k in range(4))
-        examples.append(Example(f"{first.instruction} ({i})", first.input, output))
+        output = " ".join(base[(i + k) % len(base)].reference for k in range(4))
+        asked = first.turns[0]
+        examples.append(Conversation.of(f"{asked.text} ({i})", asked.input, output))
     table = []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("encoded", "from the cache"):

@@ -39,7 +39,7 @@ def train_ours(
         collate(
             [np.array(row.ids) for row in batch],
             [(np.arange(len(row.ids)) >= (row.prompt_length if masked else 0)).astype(np.float32) for row in batch],
-            [row.response_start for row in batch],
+            [np.arange(len(row.ids)) >= row.response_start for row in batch],
         )
         for batch in batches
     ]

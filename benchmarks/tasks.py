@@ -36,8 +36,9 @@ def rows(size: str) -> tuple[str, list[Row]]:
 
     In the ids of the model's own vocabulary, or where GPT-2's is not at hand in SmolLM2's, which is smaller.
     """
-    from instruct_lm.data.dataset import load_examples
-    from instruct_lm.data.encoding import encode_examples
+    from instruct_lm.data.dataset import load_conversations
+    from instruct_lm.data.encoding import encode_conversations
+    from instruct_lm.data.pieces import Kind
     from instruct_lm.data.prompts import ALPACA
     from instruct_lm.data.tokenizer import load_tokenizer
     from instruct_lm.io.sources import Fetcher
@@ -49,9 +50,10 @@ def rows(size: str) -> tuple[str, list[Row]]:
         model = model_conf("smollm2-135m")
         tokenizer = load_tokenizer(Fetcher().fetch(model["weights"], sha256=model["weights_sha256"]))
     name, source = ("1100 entries", real) if real.is_file() else ("embedded entries", "sample")
-    encoded = encode_examples(load_examples(source), tokenizer, ALPACA)
+    encoded = encode_conversations(load_conversations(source), tokenizer, ALPACA)
     return name, [
-        Row(row.input_ids.tolist(), row.prompt_length, row.prompt_length + row.header_length) for row in encoded
+        Row(row.input_ids.tolist(), int((row.kinds < Kind.HEADER).sum()), int((row.kinds < Kind.RESPONSE).sum()))
+        for row in encoded
     ]
 
 

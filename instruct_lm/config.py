@@ -115,7 +115,9 @@ class DataConfig(Group):
 class PromptConfig(Group):
     """The text around an instruction."""
 
-    style: Literal["alpaca", "phi3", "chatml"] = Field(description="prompt format")
+    style: Literal["alpaca", "phi3", "chatml", "template"] = Field(
+        description="template: the model's own chat template"
+    )
 
 
 class DeviceConfig(Group):

@@ -1,10 +1,13 @@
-"""Answers to instructions: prompt → tokens → text. Training samples, evaluation and chat use this module."""
+"""Answers to conversations: prompt → tokens → text. Training samples, evaluation and chat use this module."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from instruct_lm.data.prompts import Example, PromptStyle, extract_response
+from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.data.encoding import EncodedPiece, count, encode_pieces, shorten
+from instruct_lm.data.pieces import PromptStyle, extract_response, prompt_pieces
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.model.generation import GREEDY, Sampling, generate, stream
@@ -27,11 +30,11 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True)
 class Responder:
-    """Answers instructions with a model.
+    """Answers conversations with a model.
 
     Args:
         model: The model.
-        tokenizer: The model's tokenizer; its ``stop_tokens`` end an answer.
+        tokenizer: The model's tokenizer.
         style: The prompt style that the model was trained with.
         max_new_tokens: Most tokens of an answer.
         sampling: The rule that chooses the next token.
@@ -45,68 +48,74 @@ class Responder:
     sampling: Sampling = GREEDY
     batch_size: int = 32
 
-    def answer(self, examples: Sequence[Example], on_done: Callable[[int], None] | None = None) -> list[Response]:
-        """Answer instructions.
+    def answer(
+        self, conversations: Sequence[Conversation], on_done: Callable[[int], None] | None = None
+    ) -> list[Response]:
+        """Answer the last turn but one of each conversation.
 
         Args:
-            examples: The entries; their outputs are not used.
+            conversations: The entries; their last turns are not used.
             on_done: Called with the number of answers that have just been finished.
 
         Returns:
-            The answers, in the order of the examples.
+            The answers, in the order of the conversations.
 
         Raises:
             InputError: As for `prompt_ids`.
         """
-        prompts = [self.prompt_ids(example) for example in examples]
+        prompts = [self.prompt_ids(conversation) for conversation in conversations]
         generated = generate(self.model, prompts, batch_size=self.batch_size, on_done=on_done, **self._settings)
         return [self._response(ids) for ids in generated]
 
-    def stream(self, example: Example) -> Iterator[str]:
+    def stream(self, conversation: Conversation) -> Iterator[str]:
         """Yield the text of one answer after each token: all of the text so far, not only what is new."""
         ids: list[int] = []
-        for step in stream(self.model, [self.prompt_ids(example)], **self._settings):
+        for step in stream(self.model, [self.prompt_ids(conversation)], **self._settings):
             ids.append(step[0])
             yield self._response(ids).text
 
-    def prompt_ids(self, example: Example) -> list[int]:
-        """The ids of prompt and response header, the same that precede the response in training.
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """The ids before the last response, the same as in training.
 
         The answer needs room for ``max_new_tokens`` tokens or a quarter of the model's ``block_size``, whichever is
-        less. If a prompt leaves less room, the end of the user's text is cut.
+        less. A prompt that leaves less room is shortened, see `instruct_lm.data.encoding.shorten`.
 
         Raises:
-            InputError: The prompt style alone fills the model's ``block_size``.
+            InputError: The prompt style alone fills the model's ``block_size``, or a chat template refuses the
+                conversation.
         """
-        opening, body, closing, room = self._parts(example)
-        return [*opening, *body[:room], *closing]
+        block_size = self.model.config.block_size
+        room = block_size - max(1, min(self.max_new_tokens, block_size // 4))
+        encoded = shorten(conversation.turns, self._encode, room)
+        if encoded is None:  # the answer has less room, if it has any
+            encoded = shorten(conversation.turns, self._encode, block_size - 1)
+        if encoded is None:
+            fixed = count([item for item in self._encode(conversation.turns) if item.piece.own])
+            raise InputError(
+                f"prompt={self.style.name} takes {fixed} tokens, which leaves no room for an answer within "
+                f"model.block_size={block_size}: choose a larger one or another prompt style."
+            )
+        return [token for _, ids in encoded for token in ids]
 
-    def cut_tokens(self, example: Example) -> int:
-        """Number of tokens of the user's text that `prompt_ids` cuts."""
-        _, body, _, room = self._parts(example)
-        return max(0, len(body) - room)
+    def cut_tokens(self, conversation: Conversation) -> int:
+        """Number of tokens of the conversation that `prompt_ids` leaves out."""
+        return count(self._encode(conversation.turns)) - len(self.prompt_ids(conversation))
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """The ids that end an answer: the tokenizer's, and the one that ends a response in this prompt style."""
+        own = self.tokenizer.control_tokens.get(self.style.end)
+        return self.tokenizer.stop_tokens | (set() if own is None else {own})
 
     @property
     def _settings(self) -> dict[str, Any]:
         """What `generate` and `stream` are both told."""
-        end_tokens = self.tokenizer.stop_tokens
-        return {"max_new_tokens": self.max_new_tokens, "end_tokens": end_tokens, "sampling": self.sampling}
+        return {"max_new_tokens": self.max_new_tokens, "end_tokens": self.stop_tokens, "sampling": self.sampling}
 
-    def _parts(self, example: Example) -> tuple[list[int], list[int], list[int], int]:
-        """Ids before the user's text, of it and after it, and the number of its tokens that there is room for."""
-        style, encode_special, block_size = self.style, self.tokenizer.encode_special, self.model.config.block_size
-        opening, body = encode_special(style.opening), self.tokenizer.encode(style.body(example))
-        closing = encode_special(style.closing) + encode_special(style.header)
-        fixed = len(opening) + len(closing)
-        if fixed >= block_size:
-            raise InputError(
-                f"prompt={style.name} takes {fixed} tokens, which leaves no room for an answer within "
-                f"model.block_size={block_size}: choose a larger one or another prompt style."
-            )
-        answer = max(1, min(self.max_new_tokens, block_size // 4))
-        return opening, body, closing, max(0, block_size - fixed - answer)
+    def _encode(self, turns: Sequence[Turn]) -> list[EncodedPiece]:
+        return encode_pieces(prompt_pieces(self.style.pieces(turns)), self.tokenizer)
 
     def _response(self, ids: list[int]) -> Response:
-        ended = bool(ids) and ids[-1] in self.tokenizer.stop_tokens
+        ended = bool(ids) and ids[-1] in self.stop_tokens
         text = self.tokenizer.decode(ids[:-1] if ended else ids)
         return Response(extract_response(text, self.style), len(ids), ended)

@@ -491,7 +491,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path) -> None:
     from instruct_lm.commands import build
     from instruct_lm.commands.runs import load_run_config
-    from instruct_lm.data.prompts import Example
+    from instruct_lm.data.conversation import Conversation
     from instruct_lm.io.sources import Fetcher
 
     run = lora / "run"
@@ -509,7 +509,7 @@ def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path) -> None:
     model = build.build_model(config, Fetcher(None))
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()}, strict=False)
     responder = build.build_responder(config, model, build.build_tokenizer(config.model, Fetcher(None)))
-    unmerged = [response.text for response in responder.answer([Example(**entry) for entry in sums()[34:38]])]
+    unmerged = [response.text for response in responder.answer([Conversation.of(**entry) for entry in sums()[34:38]])]
     assert [entry["model_response"] for entry in read(run / "evaluation" / "test" / "responses.json")] == unmerged
     assert any(unmerged)
 

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instruct_lm.data.encoding import encode_examples
-from instruct_lm.data.prompts import STYLES, Example, PromptStyle
+from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.data.encoding import encode_conversations
+from instruct_lm.data.pieces import Kind, prompt_pieces
+from instruct_lm.data.prompts import STYLES, PlainStyle
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.model.gpt import GPT, GPTConfig
@@ -17,7 +19,7 @@ from instruct_lm.respond import Responder, Response
 
 BYTES = load_tokenizer("bytes")
 MODEL = GPT(GPTConfig(vocab_size=257, block_size=300, n_layer=1, n_head=1, n_embd=8)).init_weights(0)
-EXAMPLE = Example("Name a colour.", "", "Red.")
+EXAMPLE = Conversation.of("Name a colour.", "", "Red.")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
@@ -30,36 +32,46 @@ def responder(style: str = "alpaca", **options: Any) -> Responder:
 def test_a_prompt_is_what_training_puts_before_the_response(
     instruction: str, input: str, output: str, name: str
 ) -> None:
-    example = Example(instruction, input, output)
-    row = encode_examples([example], BYTES, STYLES[name])[0]
+    example = Conversation.of(instruction, input, output)
+    row = encode_conversations([example], BYTES, STYLES[name])[0]
     asked = responder(name).prompt_ids(example)
-    assert asked == row.input_ids[: row.prompt_length + row.header_length].tolist()
-    assert bytes(row.input_ids[len(asked) : -1].tolist()).decode() == output
+    assert asked == row.input_ids[row.kinds != Kind.RESPONSE].tolist()
+    assert bytes(row.input_ids[len(asked) :].tolist()[: len(output.encode())]).decode() == output
 
 
 def test_control_tokens_of_smollm2_are_one_token_each(smollm2_gguf: Path) -> None:
     tokenizer = load_tokenizer(smollm2_gguf)
     style = STYLES["chatml"]
-    example = Example("Say <|im_end|>.", "", "Yes.")  # the user's is text
-    row = encode_examples([example], tokenizer, style)[0]
+    example = Conversation.of("Say <|im_end|>.", "", "Yes.")  # the user's is text
+    row = encode_conversations([example], tokenizer, style)[0]
     asked = Responder(MODEL, tokenizer, style).prompt_ids(example)
-    assert asked == row.input_ids[: row.prompt_length + row.header_length].tolist()
-    start, end = (tokenizer.encoding.encode_single_token(text) for text in ("<|im_start|>", "<|im_end|>"))
+    assert asked == row.input_ids[row.kinds != Kind.RESPONSE].tolist()
+    start, end = (tokenizer.control_tokens[text] for text in ("<|im_start|>", "<|im_end|>"))
     assert [asked.count(start), asked.count(end)] == [2, 1]
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
-def test_a_prompt_longer_than_the_model_keeps_its_ends(style: PromptStyle) -> None:
-    asked = responder(style.name).prompt_ids(Example("x" * 100_000, "y", ""))
+def test_a_prompt_longer_than_the_model_keeps_its_ends(style: PlainStyle) -> None:
+    long = Conversation.of("x" * 100_000, "y")
+    asked = responder(style.name).prompt_ids(long)
     text = BYTES.decode(asked)
     assert len(asked) == MODEL.config.block_size - 75
-    assert text.startswith(style.opening + "xxx")
-    assert text.endswith("xxx" + style.closing + style.header)
-    assert responder(style.name).answer([Example("x" * 100_000, "y", "")])[0].tokens == 75
-    assert responder(style.name).cut_tokens(Example("x" * 100_000, "y", "")) == len(
-        style.opening + style.body(Example("x" * 100_000, "y", "")) + style.closing + style.header
-    ) - len(asked)
-    assert responder(style.name, max_new_tokens=3).answer([Example("x" * 100_000, "y", "")])[0].tokens == 3
+    assert text.startswith(style.default_system + style.user + "xxx")
+    assert text.endswith("xxx" + style.user_end + style.header)
+    assert responder(style.name).answer([long])[0].tokens == 75
+    whole = "".join(piece.text for piece in prompt_pieces(style.pieces(long.turns)))
+    assert responder(style.name).cut_tokens(long) == len(whole) - len(asked)
+    assert responder(style.name, max_new_tokens=3).answer([long])[0].tokens == 3
+
+
+def test_a_long_conversation_keeps_its_system_turn_and_its_last_question() -> None:
+    turns = [Turn("system", "Be brief."), *[Turn("user", "x" * 90), Turn("assistant", "#" * 90)] * 9]
+    asked = BYTES.decode(
+        responder("chatml").prompt_ids(Conversation((*turns, Turn("user", "z"), Turn("assistant", ""))))
+    )
+    assert asked.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert asked.endswith("<|im_start|>user\nz<|im_end|>\n<|im_start|>assistant\n")
+    assert "#" not in asked
 
 
 def test_a_style_that_fills_the_model_is_named() -> None:
@@ -94,7 +106,7 @@ def test_answers_are_in_order_counted_and_equal_the_stream() -> None:
     torch.manual_seed(0)  # of the parameters below alone
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape)  # large enough that answers differ
-    asked = [Example(f"{'word ' * n}?", "", "") for n in (1, 9, 3)]
+    asked = [Conversation.of(f"{'word ' * n}?", "", "") for n in (1, 9, 3)]
     done: list[int] = []
     answering = Responder(model, BYTES, STYLES["alpaca"], max_new_tokens=12, batch_size=2)
     answers = answering.answer(asked, done.append)

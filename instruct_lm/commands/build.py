@@ -6,9 +6,11 @@ from typing import Any
 import torch
 
 from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
-from instruct_lm.data.encoding import resolve_prompt_loss_weight
-from instruct_lm.data.prompts import ALPACA, Example, get_style
+from instruct_lm.data.encoded import resolve_prompt_loss_weight
+from instruct_lm.data.pieces import prompt_text
+from instruct_lm.data.prompts import ALPACA, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge
@@ -151,7 +153,7 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
         from instruct_lm.fast.loss import CHUNK_SIZE
 
         head_targets = CHUNK_SIZE
-        prefix = len(data.tokenizer.encode_special(data.prompt_style.opening)) if config.data.layout == "packed" else 0
+        prefix = data.shared_prefix if config.data.layout == "packed" else 0
     return TrainingMemory(
         GPTConfig.of(config.model),
         *largest_batch(data.encoded["train"].encoded.lengths, config.data.batch_size, prefix),
@@ -166,7 +168,7 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
 
 def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer) -> Responder:
     """The model with a run's prompt style and generation settings."""
-    settings, style = config.generation, get_style(config.prompt.style)
+    settings, style = config.generation, get_style(config.prompt.style, tokenizer)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
     return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size)
 
@@ -192,6 +194,6 @@ def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:
         options["model"] = fetcher.fetch(judge.weights, sha256=judge.weights_sha256)
 
     def prompt(entry: Any) -> str:
-        return ALPACA.prompt(Example(entry["instruction"], entry["input"], entry["output"]))
+        return prompt_text(ALPACA, Conversation.from_entry(entry).turns)
 
     return make_judge(judge.kind, format_prompt=prompt, **options)

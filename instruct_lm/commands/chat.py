@@ -64,17 +64,17 @@ def load(options: argparse.Namespace) -> Responder:
 
 def answers(responder: Responder, instruction: str) -> Iterator[str]:
     """Yield the growing answer to an instruction, complete characters only; a remark first if the prompt was cut."""
-    from instruct_lm.data.prompts import Example
+    from instruct_lm.data.conversation import Conversation
 
     if not instruction.strip():
         yield EMPTY
         return
-    example = Example(instruction.strip(), "", "")
+    asked = Conversation.of(instruction.strip())
     remark = ""
-    if cut := responder.cut_tokens(example):
+    if cut := responder.cut_tokens(asked):
         remark = f"[The instruction is too long for the model: its last {cut:,} tokens were left out.]\n"
         yield remark
-    for text in responder.stream(example):
+    for text in responder.stream(asked):
         yield remark + "".join(c for c in text.rstrip(_PARTIAL) if c in "\n\t" or not _is_control(c))
 
 

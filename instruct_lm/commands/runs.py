@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from instruct_lm.commands.check_config import make_config, nest
 from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import write_text
-from instruct_lm.io.run_files import CONFIG_FILE, LAST, SUMMARY
+from instruct_lm.io.files import sha256_of, write_json, write_text
+from instruct_lm.io.run_files import CONFIG_FILE, LAST, MADE_FROM, SUMMARY
 
 LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
@@ -202,6 +202,35 @@ def save_config(config: TrainConfig) -> None:
     """Write `.hydra/config.yaml`; the folder itself is left out, so that it may be moved."""
     values = config.model_dump() | {"output_dir": None, "resume": None}
     write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), config.folder / CONFIG_FILE)
+
+
+def record_data(folder: Path, source: str, file: Path) -> None:
+    """Record the hash of the data file that a run is made from; of a run that goes on, compare it as `check_data` does."""
+    check_data(folder, source, file)
+    if file.is_file():
+        write_json({"data": {"source": source, "sha256": sha256_of(file)}}, folder / MADE_FROM)
+
+
+def check_data(run: Path, source: str, file: Path) -> None:
+    """Compare a run's data file with the record of the run.
+
+    Args:
+        run: The run's folder; one without a record, of an older version, passes.
+        source: Where the data come from now: another source than the run's is another data set and passes.
+        file: The file that the source stands for.
+
+    Raises:
+        InputError: The content has changed, so that entries that the run was trained on may stand in another split.
+    """
+    record = run / MADE_FROM
+    made_from = json.loads(record.read_text(encoding="utf-8"))["data"] if record.is_file() else {}
+    if made_from.get("source") != source or not file.is_file():
+        return
+    if (now := sha256_of(file)) != (then := made_from["sha256"]):
+        raise InputError(
+            f"{file} has changed since the run {run} was made from it (sha256 {now[:12]}…, then {then[:12]}…): entries "
+            "that it was trained on may stand in another split. Put the old file back, or train anew."
+        )
 
 
 def _claim(folder: str) -> str:

@@ -10,8 +10,10 @@ import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.data.dataset import Splits, duplicates_between, read_conversations, split
-from instruct_lm.data.encoding import OVERLONG, EncodedExample, encode_examples, loss_weights
-from instruct_lm.data.encoding import resolve_prompt_loss_weight as resolve_weight
+from instruct_lm.data.encoded import EncodedExample, loss_weights
+from instruct_lm.data.encoded import resolve_prompt_loss_weight as resolve_weight
+from instruct_lm.data.encoding import OVERLONG, encode_conversations
+from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError, listing
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--unusable", default="drop", choices=("drop", "error"), help="what becomes of blank entries (default: drop)")
     add("--clean", action="store_true", help="drop inputs that stand for none, such as <noinput>")
     add("--tokenizer", help="merges.txt, a GGUF file or bytes; default: one in the cache, else bytes")
-    add("--style", default="alpaca", choices=STYLES, help="prompt style (default: %(default)s)")
+    add("--style", default="alpaca", choices=[*STYLES, "template"], help="prompt style (default: %(default)s)")
     add("--mask-instructions", action="store_true", help="train on the response only")
     add("--mask-header", action="store_true", help="weight the response header like the prompt")
     add("--prompt-loss-weight", type=float, metavar="W", help="weight of prompt tokens, 0 to 1")
@@ -46,26 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
-    style = get_style(options.style)
     if wrong := [pair for pair in options.columns if "=" not in pair]:
         raise InputError(
             f"--columns {wrong[0]}: write FIELD=KEY, such as output=answer; and the file before --columns."
         )
     columns = dict(pair.split("=", 1) for pair in options.columns)
-    examples, report = read_conversations(
+    conversations, report = read_conversations(
         Fetcher().fetch(options.source), columns=columns, unusable=options.unusable, clean=options.clean
     )
-    by_number = {example.number: example for example in examples}
-    if options.entry not in by_number:
-        raise InputError(f"--entry {options.entry}: the file's entries are {min(by_number)} to {max(by_number)}.")
+    shown = [conversation for conversation in conversations if conversation.number == options.entry]
+    if not shown:
+        numbers = f"{conversations[0].number} to {conversations[-1].number}"
+        raise InputError(f"--entry {options.entry}: the file has usable entries from {numbers}, and this is none.")
     tokenizer = _tokenizer(options.tokenizer)
-    splits = split(examples)
+    style = get_style(options.style, tokenizer)
+    splits = split(conversations)
 
-    print(f"{options.source}: {len(examples)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
+    print(f"{options.source}: {len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
     print(*(line for _, line in report), sep="\n")
     print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
     for name, part in splits._asdict().items():
-        encoded = encode_examples(part, tokenizer, style, options.max_length, options.overlong)
+        encoded = encode_conversations(part, tokenizer, style, options.max_length, options.overlong)
         lengths = encoded.lengths
         trained = sum(float(loss_weights(row, weight, options.mask_header).sum()) for row in encoded)
         share = trained / (lengths.sum() - len(encoded))  # the first token of a row is never a target
@@ -74,10 +77,9 @@ def _show(options: argparse.Namespace) -> None:
     print("trained: sum of the loss weights / number of targets, which are all tokens of an entry but the first")
     _show_duplicates(splits)
 
-    example = by_number[options.entry]
-    row = encode_examples([example], tokenizer, style, options.max_length, options.overlong)[0]
-    response = len(row.input_ids) - row.prompt_length - row.header_length
-    sizes = f"{row.prompt_length} prompt + {row.header_length} header + {response} response tokens (end token included)"
+    row = encode_conversations(shown, tokenizer, style, options.max_length, options.overlong)[0]
+    prompt, header, response = ((row.kinds == kind).sum() for kind in Kind)
+    sizes = f"{prompt} prompt + {header} header + {response} response tokens (end tokens included)"
     print(f"\nEntry {options.entry}: {sizes}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
     legend = "grey: weight 0, green: weight 1, yellow: in between" if colour else "[w|text] has weight w in the loss"
@@ -120,9 +122,7 @@ def _tokenizer(source: str | None) -> Tokenizer:
 def _show_duplicates(splits: Splits) -> None:
     lines = []
     for duplicate in duplicates_between(splits):
-        places = [
-            f"{name} {getattr(splits, name)[i].number}" for name, found in duplicate.places.items() for i in found
-        ]
-        lines.append(f"{', '.join(places)}: {duplicate.conversation.prompt[-1].text[:60]!a}")
-    summary = f"\nEntries in more than one split (same instruction and input): {len(lines)}"
+        places = [f"{name} {number}" for name, found in duplicate.places.items() for number in found]
+        lines.append(f"{', '.join(places)}: {duplicate.first.turns[-2].text[:60]!a}")
+    summary = f"\nEntries in more than one split (same prompt): {len(lines)}"
     print("\n  ".join([summary, *listing(lines, most=5)]))

@@ -19,10 +19,10 @@ class Batch(NamedTuple):
         input_ids: int64 (B, L).
         labels: int64 (B, L); the token that each position must predict.
         weights: float32 (B, L); weight of each label in the loss, 0 for masked labels and padding.
-        response_weights: float32 (B, L); 1 for labels of the response and its end token, else 0.
+        response_weights: float32 (B, L); 1 for labels of a response and its end token, else 0.
         lengths: Number of input tokens of each row, without padding.
         shared_prefix: Number of leading input tokens that all rows have in common.
-        entries: Position of each example in its split, from 0; messages name it.
+        entries: Number of each example's entry in its file, from 1; messages name it.
         step_weight: Σ weights over all batches of the optimizer step, in all processes; None: over this batch.
     """
 
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 def collate(
     input_ids: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
-    response_starts: Sequence[int],
+    is_response: Sequence[np.ndarray],
     *,
     pad_id: int = 0,
     entries: Sequence[int] = (),
@@ -55,7 +55,7 @@ def collate(
     Args:
         input_ids: Integer arrays (L_i,), end token included.
         weights: Float arrays (L_i,); weight of each token as a target. The first token is never a target.
-        response_starts: Index of the first token of each response.
+        is_response: Boolean arrays (L_i,); whether a token belongs to a response or ends one.
         pad_id: Id of the padding; any id works, since no result depends on it.
         entries, step_weight: As for `Batch`.
 
@@ -66,7 +66,8 @@ def collate(
         Prompt 8 8, header 9, response 1 2 and end token 5, with masked instructions, and a shorter row:
 
         >>> rows = [np.array([8, 8, 9, 1, 2, 5]), np.array([8, 9, 5])]
-        >>> batch = collate(rows, [np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 1])], [3, 2], pad_id=5)
+        >>> weights = [np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 1])]
+        >>> batch = collate(rows, weights, [np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1])], pad_id=5)
         >>> batch.input_ids.tolist()  # a row's last token predicts nothing, so it is no input
         [[8, 8, 9, 1, 2], [8, 9, 5, 5, 5]]
         >>> batch.labels.tolist()  # each label is the token that follows
@@ -84,13 +85,15 @@ def collate(
             raise ValueError(f"entry {entry} has {len(row)} token(s); at least 2 are needed to predict one")
     # Token t of a row is the label of position t - 1: ids and weights move one to the left, together.
     inputs = [row[:-1] for row in rows]
-    target_weights = [torch.as_tensor(np.asarray(weight[1:]), dtype=torch.float32) for weight in weights]
-    is_response = [torch.arange(1, len(row)) >= start for row, start in zip(rows, response_starts, strict=True)]
+    target_weights, responses = (
+        [torch.as_tensor(np.asarray(values[1:]), dtype=torch.float32) for values in of_tokens]
+        for of_tokens in (weights, is_response)
+    )
     return Batch(
         pad_sequence(inputs, batch_first=True, padding_value=pad_id),
         pad_sequence([row[1:] for row in rows], batch_first=True),
         pad_sequence(target_weights, batch_first=True),
-        pad_sequence(is_response, batch_first=True).float(),
+        pad_sequence(responses, batch_first=True),
         tuple(map(len, inputs)),
         shared_prefix_length(inputs),
         tuple(entries),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 ROLES = ("system", "user", "assistant")
 
@@ -47,3 +48,38 @@ class Conversation(NamedTuple):
     def reference(self) -> str:
         """The text of the last turn."""
         return self.turns[-1].text
+
+    def as_entry(self) -> dict[str, Any]:
+        """The conversation in Alpaca's keys: `instruction` and `input` are its last user turn, `output` its last turn.
+
+        What comes before is in `system` and `history`, a list of messages; without it the keys are left out.
+
+        Example:
+            >>> Conversation((Turn("system", "Be brief."), Turn("user", "Hi."), Turn("assistant", "Hello."))).as_entry()
+            {'instruction': 'Hi.', 'input': '', 'output': 'Hello.', 'system': 'Be brief.'}
+        """
+        before = list(self.prompt)
+        last = before.pop() if before and before[-1].role == "user" else Turn("user", "")
+        entry: dict[str, Any] = {"instruction": last.text, "input": last.input, "output": self.reference}
+        if before and before[0].role == "system":
+            entry["system"] = before.pop(0).text
+        if before:
+            entry["history"] = [{"role": turn.role, "content": turn.text} for turn in before]
+        return entry
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any], number: int = 0) -> Conversation:
+        """The conversation of an entry as `as_entry` writes it; `history` may also be a list of pairs, as in Alpaca's.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is no such entry.
+        """
+        turns = [Turn("system", entry["system"])] if entry.get("system") else []
+        for item in entry.get("history") or ():
+            if isinstance(item, Mapping):
+                turns.append(Turn(item["role"], item["content"]))
+            else:
+                asked, answered = item
+                turns += [Turn("user", asked), Turn("assistant", answered)]
+        exchange = cls.of(entry["instruction"], entry.get("input") or "", entry["output"])
+        return cls((*turns, *exchange.turns), number)

@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
-from instruct_lm.data.batching import Batch, collate
+from instruct_lm.data.batching import Batch, collate, shared_prefix_length
 from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, split
-from instruct_lm.data.encoding import EncodedDataset, encode_cached, loss_weights
+from instruct_lm.data.encoded import EncodedDataset, loss_weights
+from instruct_lm.data.encoding import encode_cached
+from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.sampling import MicroBatch, StepLoader, StepSampler
 from instruct_lm.data.tokenizer import Tokenizer
@@ -28,7 +31,7 @@ class BatchDataset(Dataset[Batch]):
 
     Args:
         encoded: The encoded entries of a split.
-        prompt_loss_weight, mask_header: As for `instruct_lm.data.encoding.loss_weights`.
+        prompt_loss_weight, mask_header: As for `instruct_lm.data.encoded.loss_weights`.
     """
 
     def __init__(self, encoded: EncodedDataset, prompt_loss_weight: float, mask_header: bool) -> None:
@@ -40,7 +43,7 @@ class BatchDataset(Dataset[Batch]):
         return collate(
             [row.input_ids for row in rows],
             [self.weights[i] for i in micro_batch.rows],
-            [row.prompt_length + row.header_length for row in rows],
+            [row.kinds == Kind.RESPONSE for row in rows],
             entries=[int(self.encoded.entries[i]) for i in micro_batch.rows],
             step_weight=micro_batch.step_weight,
         )
@@ -57,14 +60,14 @@ class InstructionDataModule(pl.LightningDataModule):
         source: A source string (see `instruct_lm.io.sources.FORMS`; ``sample`` for the embedded entries), a path, or a
             list of entries.
         tokenizer: The model's tokenizer.
-        style: The prompt style: ``alpaca``, ``phi3`` or ``chatml``.
+        style: The prompt style: ``alpaca``, ``phi3``, ``chatml``, or ``template`` for the model's own chat template.
         block_size: Longest row that the model takes, in tokens.
         fetcher: Downloads the source; None: a `Fetcher` with its defaults.
         sha256: Hash that the source must have; None: no check.
-        prompt_loss_weight, mask_header: As for `instruct_lm.data.encoding.loss_weights`.
+        prompt_loss_weight, mask_header: As for `instruct_lm.data.encoded.loss_weights`.
         train_fraction, test_fraction, shuffle, seed: As for `instruct_lm.data.dataset.split`.
         batch_size, group_by_length: As for `StepSampler`, which takes the accumulation from the trainer.
-        max_length, overlong: As for `instruct_lm.data.encoding.encode_examples`, with ``block_size`` for None.
+        max_length, overlong: As for `instruct_lm.data.encoding.encode_conversations`, with ``block_size`` for None.
         num_workers: Number of processes that make batches; 0: this process makes them, which is seldom slower.
         limit, columns, unusable, clean: As for `instruct_lm.data.dataset.load_conversations`.
         cache_dir: Folder of the token cache; None: no cache.
@@ -96,7 +99,7 @@ class InstructionDataModule(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.prompt_style = get_style(self.style)
+        self.prompt_style = get_style(self.style, self.tokenizer)
         self.encoded: dict[str, BatchDataset] = {}
         # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
         self.max_length = self.max_length or self.block_size
@@ -132,28 +135,41 @@ class InstructionDataModule(pl.LightningDataModule):
         Raises:
             InputError: Entries are malformed, or a split is empty.
         """
-        examples = load_conversations(
+        conversations = load_conversations(
             self._local(), self.limit, columns=self.columns, unusable=self.unusable, clean=self.clean
         )
-        splits = split(examples, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
-        log.info("data: %d entries: train %d, test %d, validation %d", len(examples), *map(len, splits))
+        splits = split(conversations, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
+        log.info("data: %d entries: train %d, test %d, validation %d", len(conversations), *map(len, splits))
         if duplicates := duplicates_between(splits):
-            first = duplicates[0].conversation.prompt[-1].text
-            log.warning("%d entries stand in more than one split, for example: %s", len(duplicates), first)
+            numbers = ", ".join(str(number) for found in duplicates[0].places.values() for number in found)
+            log.warning("%d prompts stand in more than one split, the first in entries %s", len(duplicates), numbers)
         return splits
 
     def _encode(self, name: str) -> BatchDataset:
-        examples, settings = self.splits._asdict()[name], (self.max_length, self.overlong, self.cache_dir)
+        conversations, settings = self.splits._asdict()[name], (self.max_length, self.overlong, self.cache_dir)
         try:
-            encoded = encode_cached(examples, self.tokenizer, self.prompt_style, *settings)
+            encoded = encode_cached(conversations, self.tokenizer, self.prompt_style, *settings)
         except InputError as error:
             raise InputError(f"{name} split: {error}") from error
         if too_long := encoded.dropped + encoded.truncated:
             log.warning(
                 "%s split: %d of %d entries are longer than %d tokens: %d dropped, %d truncated (data.overlong=%s)",
-                *(name, too_long, len(examples), self.max_length, encoded.dropped, encoded.truncated, self.overlong),
+                *(name, too_long, len(conversations), self.max_length),
+                *(encoded.dropped, encoded.truncated, self.overlong),
             )
+        responses = int((encoded.kinds == Kind.RESPONSE).sum())
+        log.info(
+            "%s split: %d rows of %d tokens, %d of them in responses",
+            *(name, len(encoded), len(encoded.input_ids), responses),
+        )
         return BatchDataset(encoded, self.prompt_loss_weight, self.mask_header)
+
+    @property
+    def shared_prefix(self) -> int:
+        """Number of tokens that the first rows of the training split have in common, up to 32 of them."""
+        encoded = self.encoded["train"].encoded
+        rows = [torch.from_numpy(encoded[i].input_ids) for i in range(min(32, len(encoded)))]
+        return shared_prefix_length(rows)
 
     def train_dataloader(self) -> StepLoader:
         """Batches of the training split, in a new order each epoch."""

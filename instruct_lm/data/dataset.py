@@ -206,19 +206,20 @@ class Duplicate(NamedTuple):
     """A prompt that occurs in more than one split.
 
     Attributes:
-        conversation: Its first occurrence.
-        places: Split name → positions in that split, for each split that holds the prompt.
+        first: Its first occurrence.
+        places: Split name → entry numbers, for each split that holds it.
     """
 
-    conversation: Conversation
+    first: Conversation
     places: dict[str, list[int]]
 
 
 def duplicates_between(splits: Splits) -> list[Duplicate]:
-    """Conversations whose prompt occurs in more than one split; case and spacing do not matter."""
+    """Prompts that occur in more than one split; case and spacing do not matter."""
     found: dict[tuple[str, ...], Duplicate] = {}
     for name, conversations in splits._asdict().items():
-        for position, conversation in enumerate(conversations):
+        for conversation in conversations:
             key = tuple(" ".join(text.casefold().split()) for turn in conversation.prompt for text in turn)
-            found.setdefault(key, Duplicate(conversation, {})).places.setdefault(name, []).append(position)
+            duplicate = found.setdefault(key, Duplicate(conversation, {}))
+            duplicate.places.setdefault(name, []).append(conversation.number)
     return [duplicate for duplicate in found.values() if len(duplicate.places) > 1]

@@ -1,16 +1,18 @@
-"""From entries to token ids and loss weights: encode, shorten, cache, weight."""
+"""From conversations to token ids: encode, shorten, cache."""
 
 import hashlib
 import logging
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from instruct_lm.data.prompts import Example, PromptStyle
+from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.data.encoded import EncodedDataset
+from instruct_lm.data.pieces import Kind, Piece, PromptStyle
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError, listing
 from instruct_lm.io.files import replacing
@@ -18,164 +20,204 @@ from instruct_lm.io.files import replacing
 log = logging.getLogger(__name__)
 
 OVERLONG = ("drop", "truncate_prompt", "truncate", "error")
-_CACHE_VERSION = 1  # raise it when the encoding changes
+_CACHE_VERSION = 2  # raise it when the encoding changes
 
 
-class EncodedExample(NamedTuple):
-    """Token ids of one entry: prompt, header, response, end token.
+class EncodedPiece(NamedTuple):
+    """A piece with its token ids."""
 
-    Attributes:
-        input_ids: int32 (length,); a view into the dataset.
-        prompt_length: Number of prompt tokens, which come first.
-        header_length: Number of tokens of the response header, which follow the prompt.
-    """
-
-    input_ids: np.ndarray
-    prompt_length: int
-    header_length: int
+    piece: Piece
+    ids: Sequence[int]
 
 
-@dataclass(frozen=True)
-class EncodedDataset(Sequence[EncodedExample]):
-    """All encoded entries in one flat array; 52,000 of them take about 30 MB.
+def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[EncodedPiece]:
+    """Encode each piece by itself; the first begins with the tokenizer's `bos`, if it has one."""
+    encoded = []
+    for piece in pieces:
+        if piece.ends:
+            ids: Sequence[int] = (tokenizer.control_tokens.get(piece.text, tokenizer.end_of_text),)
+        else:
+            ids = _own_ids(tokenizer, piece.text) if piece.own else tokenizer.encode(piece.text)
+        encoded.append(EncodedPiece(piece, ids))
+    if tokenizer.bos is not None and [*encoded[0].ids[:1]] != [tokenizer.bos]:
+        encoded.insert(0, EncodedPiece(Piece("", Kind.PROMPT), (tokenizer.bos,)))
+    return encoded
 
-    Rows follow each other without padding, and ``offsets`` says where each begins; see the example.
 
-    Attributes:
-        input_ids: int32 (Σ lengths,).
-        offsets: int64 (n + 1,); row i is ``input_ids[offsets[i] : offsets[i + 1]]``.
-        prompt_lengths: int32 (n,).
-        entries: int32 (n,); position of each row's entry in the list that was encoded, increasing.
-        header_length: Number of tokens of the response header, the same in every row.
-        dropped: Number of entries left out, because they are too long or their response has no tokens.
-        truncated: Number of rows that were cut.
+@lru_cache(maxsize=4096)
+def _own_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Ids of a style's own text, which is the same in all entries."""
+    return tuple(tokenizer.encode_special(text))
+
+
+def count(encoded: Sequence[EncodedPiece]) -> int:
+    """Number of tokens."""
+    return sum(len(ids) for _, ids in encoded)
+
+
+def shorten(
+    turns: Sequence[Turn], encode: Callable[[Sequence[Turn]], list[EncodedPiece]], limit: int
+) -> list[EncodedPiece] | None:
+    """Shorten what people wrote in the prompt until all pieces have at most ``limit`` tokens.
+
+    The earliest exchanges go first: all turns, but a system turn, up to a response that is not the last. Then the end
+    of the last user turn is cut, then that of the turn before it; one token of each stays.
+
+    Args:
+        turns: The turns.
+        encode: Turns → their encoded pieces.
+        limit: Most tokens.
+
+    Returns:
+        The pieces that are left, or None if that is not enough.
 
     Example:
-        Two rows, with the prompts 8 7 and 8 7 7, the header 9, a response and the end token 5:
-
-        >>> ids, offsets = np.array([8, 7, 9, 1, 5, 8, 7, 7, 9, 2, 3, 5]), np.array([0, 5, 12])
-        >>> data = EncodedDataset(ids, offsets, prompt_lengths=np.array([2, 3]), entries=np.arange(2), header_length=1)
-        >>> [row.input_ids.tolist() for row in data], data.lengths.tolist()
-        ([[8, 7, 9, 1, 5], [8, 7, 7, 9, 2, 3, 5]], [5, 7])
+        >>> from instruct_lm.data.prompts import PlainStyle
+        >>> from instruct_lm.data.tokenizer import load_tokenizer
+        >>> tokenizer, style = load_tokenizer("bytes"), PlainStyle("short", "Q:", "|", ";", "A:")
+        >>> turns = [Turn("user", "ab"), Turn("assistant", "c"), Turn("user", "defg"), Turn("assistant", "hi")]
+        >>> left = shorten(turns, lambda turns: encode_pieces(style.pieces(turns), tokenizer), 10)
+        >>> tokenizer.decode(token for _, ids in left for token in ids)
+        'Q:de;A:hi<|endoftext|>'
     """
-
-    input_ids: np.ndarray
-    offsets: np.ndarray
-    prompt_lengths: np.ndarray
-    entries: np.ndarray
-    header_length: int
-    dropped: int = 0
-    truncated: int = 0
-
-    def __len__(self) -> int:
-        return len(self.prompt_lengths)
-
-    def __getitem__(self, index: int) -> EncodedExample:  # type: ignore[override]  # no slices
-        row = range(len(self))[index]  # accepts negative indices; raises IndexError past the end
-        ids = self.input_ids[self.offsets[row] : self.offsets[row + 1]]
-        return EncodedExample(ids, int(self.prompt_lengths[row]), self.header_length)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 (n,); number of tokens of each row, end token included."""
-        return np.diff(self.offsets)
+    encoded = encode(turns)
+    first = int(turns[0].role == "system")
+    while count(encoded) > limit:
+        ends = [i for i, turn in enumerate(turns[:-1], start=1) if turn.role == "assistant"]
+        if not ends:
+            break
+        turns = [*turns[:first], *turns[ends[0] :]]
+        encoded = encode(turns)
+    excess = count(encoded) - limit
+    for i, (piece, ids) in reversed(list(enumerate(encoded))):
+        if excess > 0 and piece.kind == Kind.PROMPT and not piece.own:
+            kept = ids[: max(1, len(ids) - excess)]
+            excess -= len(ids) - len(kept)
+            encoded[i] = EncodedPiece(piece, kept)
+    return encoded if excess <= 0 else None
 
 
-def encode_examples(
-    examples: Sequence[Example],
+def encode_conversations(
+    conversations: Sequence[Conversation],
     tokenizer: Tokenizer,
     style: PromptStyle,
     max_length: int | None = None,
     overlong: str = "drop",
 ) -> EncodedDataset:
-    """Encode each entry as prompt ids + header ids + response ids + one end token, the tokenizer's `end_of_text`.
+    """Encode each conversation as a row: the ids of its pieces, one after the other.
 
     Args:
-        examples: The entries.
+        conversations: The entries.
         tokenizer: The tokenizer.
         style: The prompt style.
         max_length: Most tokens of a row, end token included; None: no limit.
-        overlong: What to do with a longer row. `drop`: leave it out. `truncate_prompt`: cut the end of the user's text,
-            or drop the row if nothing of that text would be left. `truncate`: cut the end of the row, end token
-            included, or drop the row if nothing of the response would be left. `error`: raise an error.
+        overlong: What to do with a longer row. `drop`: leave it out. `truncate_prompt`: shorten the prompt as `shorten`
+            does, or drop the row if that is not enough. `truncate`: cut the end of the row, end token included, or drop
+            the row if nothing of a response would be left. `error`: raise an error.
 
     Raises:
-        InputError: `overlong` is none of these, or it is `error` and rows are too long, or no row is left.
+        InputError: `overlong` is none of these, or it is `error` and rows are too long, or no row is left, or a chat
+            template refuses an entry.
 
     Example:
         With one token a character, this entry has 15 tokens, 3 more than the limit:
 
+        >>> from instruct_lm.data.prompts import PlainStyle
         >>> from instruct_lm.data.tokenizer import load_tokenizer
-        >>> tokenizer, style = load_tokenizer("bytes"), PromptStyle("short", "Q:", "|", ";", "A:")
+        >>> tokenizer, style = load_tokenizer("bytes"), PlainStyle("short", "Q:", "|", ";", "A:")
         >>> for limit, overlong in ((15, "drop"), (12, "truncate_prompt"), (12, "truncate")):
-        ...     rows = encode_examples([Example("abcdef", "", "xyz")], tokenizer, style, limit, overlong)
-        ...     print(tokenizer.decode(rows.input_ids))
-        Q:abcdef;A:xyz<|endoftext|>
-        Q:abc;A:xyz<|endoftext|>
-        Q:abcdef;A:x
+        ...     rows = encode_conversations([Conversation.of("abcdef", "", "xyz")], tokenizer, style, limit, overlong)
+        ...     print(tokenizer.decode(rows.input_ids), "".join(map(str, rows.kinds)))
+        Q:abcdef;A:xyz<|endoftext|> 000000000112222
+        Q:abc;A:xyz<|endoftext|> 000000112222
+        Q:abcdef;A:x 000000000112
     """
     if overlong not in OVERLONG:
         raise InputError(f"overlong={overlong!r}: choose one of {', '.join(OVERLONG)}.")
-    # The style's own text is encoded once, and apart: it may hold control tokens, the user's text may not.
-    opening, closing, header = map(tokenizer.encode_special, (style.opening, style.closing, style.header))
-    template_length = len(opening) + len(closing) + len(header)
-    flat, offsets, places, too_long, truncated = array("i"), [0], [], [], 0  # places: entry and prompt length of a row
-    for i, example in enumerate(examples):  # in one thread: two are slower on texts this short
-        body, response = tokenizer.encode(style.body(example)), tokenizer.encode(example.output)
-        length = template_length + len(body) + len(response) + 1
-        # A response of which no byte has a token stays empty, and an empty response drops the row.
-        response += [tokenizer.end_of_text] if response else []
+
+    def encode(turns: Sequence[Turn]) -> list[EncodedPiece]:
+        return encode_pieces(style.pieces(turns), tokenizer)
+
+    flat, kinds, offsets, entries, too_long, truncated = array("i"), bytearray(), [0], [], [], 0
+    for place, conversation in enumerate(conversations, start=1):  # in one thread: two are slower on such short texts
+        number = conversation.number or place
+        try:
+            encoded = encode(conversation.turns)
+        except InputError as error:
+            raise InputError(f"entry {number}: {error}") from error
+        if any(not ids for piece, ids in encoded if piece.kind == Kind.RESPONSE and not piece.own):
+            continue  # a response of which no character has a token
+        length = count(encoded)
         if max_length is not None and length > max_length:
-            too_long.append(f"{i + 1} ({length} tokens)")
-            body, response = _shorten(body, response, length - max_length, overlong)
-            truncated += bool(response)
-        if response:
-            flat.fromlist([*opening, *body, *closing, *header, *response])
-            offsets.append(len(flat))
-            places.append((i, len(opening) + len(body) + len(closing)))
-    if not places or (too_long and overlong == "error"):
-        raise InputError(_problem(len(examples), too_long, max_length, tokenizer))
-    ids, starts = np.array(flat, dtype=np.int32), np.array(offsets, dtype=np.int64)
-    entries, prompt_lengths = np.array(places, dtype=np.int32).T
-    dropped = len(examples) - len(places)
-    return EncodedDataset(ids, starts, prompt_lengths, entries, len(header), dropped, truncated)
-
-
-def _shorten(body: list[int], response: list[int], excess: int, overlong: str) -> tuple[list[int], list[int]]:
-    """User text and response (with end token) without ``excess`` tokens; an empty response if that is not possible."""
-    if overlong == "truncate_prompt" and excess < len(body):
-        return body[:-excess], response
-    if overlong == "truncate" and excess < len(response):
-        return body, response[:-excess]
-    return body, []
-
-
-def _problem(n: int, too_long: list[str], max_length: int | None, tokenizer: Tokenizer) -> str:
-    """The message for n entries of which some are too long or no row is left."""
-    if not too_long:
-        return f"none of the {n} entries has a response that {tokenizer.name} has tokens for."
-    return (
-        f"{len(too_long)} of {n} entries are longer than max_length={max_length}: entry "
-        f"{', '.join(listing(too_long))}.\nRaise max_length or choose another overlong: {', '.join(OVERLONG[:-1])}."
+            too_long.append(f"{number} ({length} tokens)")
+            fitting = None
+            if overlong == "truncate_prompt":
+                fitting = shorten(conversation.turns, encode, max_length)
+            elif overlong == "truncate":
+                fitting = _cut(encoded, max_length)
+            if fitting is None:
+                continue
+            encoded, truncated = fitting, truncated + 1
+        for piece, ids in encoded:
+            flat.extend(ids)
+            kinds.extend(bytes([piece.kind]) * len(ids))
+        offsets.append(len(flat))
+        entries.append(number)
+    if not entries or (too_long and overlong == "error"):
+        template = min((_template_length(encode(c.turns)) for c in conversations[:100]), default=0)
+        raise InputError(_problem(len(conversations), too_long, max_length, tokenizer, template))
+    return EncodedDataset(
+        np.array(flat, dtype=np.int32),
+        np.frombuffer(kinds, dtype=np.uint8),
+        np.array(offsets, dtype=np.int64),
+        np.array(entries, dtype=np.int32),
+        dropped=len(conversations) - len(entries),
+        truncated=truncated,
     )
 
 
+def _cut(encoded: Sequence[EncodedPiece], limit: int) -> list[EncodedPiece] | None:
+    """The first ``limit`` tokens; None if none of them belongs to the text of a response."""
+    kept, room = [], limit
+    for piece, ids in encoded:
+        kept.append(EncodedPiece(piece, ids[:room]))
+        room -= len(kept[-1].ids)
+    return kept if any(ids for piece, ids in kept if piece.kind == Kind.RESPONSE and not piece.own) else None
+
+
+def _template_length(encoded: Sequence[EncodedPiece]) -> int:
+    """Number of tokens of the style's own text."""
+    return count([item for item in encoded if item.piece.own])
+
+
+def _problem(n: int, too_long: list[str], limit: int | None, tokenizer: Tokenizer, template: int) -> str:
+    """The message for n entries of which some are too long or no row is left."""
+    if not too_long:
+        return f"none of the {n} entries has a response that {tokenizer.name} has tokens for."
+    summary = (
+        f"{len(too_long)} of {n} entries are longer than max_length={limit}: entry {', '.join(listing(too_long))}."
+    )
+    if limit is not None and template >= limit:
+        return f"{summary}\nThe prompt style alone takes {template} tokens: raise max_length, or choose another style."
+    return f"{summary}\nRaise max_length or choose another overlong: {', '.join(OVERLONG[:-1])}."
+
+
 def encode_cached(
-    examples: Sequence[Example],
+    conversations: Sequence[Conversation],
     tokenizer: Tokenizer,
     style: PromptStyle,
     max_length: int | None = None,
     overlong: str = "drop",
     cache_dir: Path | None = None,
 ) -> EncodedDataset:
-    """Encode as `encode_examples` does, and keep the result in `cache_dir`; None: no cache.
+    """Encode as `encode_conversations` does, and keep the result in `cache_dir`; None: no cache.
 
     The file is named by a hash of all that decides the result. A damaged file is replaced. If the file cannot be
     written, a warning says so and the run goes on.
     """
     if cache_dir is None:
-        return encode_examples(examples, tokenizer, style, max_length, overlong)
-    key = repr((_CACHE_VERSION, tokenizer.fingerprint, style, max_length, overlong, list(examples)))
+        return encode_conversations(conversations, tokenizer, style, max_length, overlong)
+    key = repr((_CACHE_VERSION, tokenizer.fingerprint, style, max_length, overlong, list(conversations)))
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     if path.is_file():
         try:
@@ -183,51 +225,10 @@ def encode_cached(
                 return EncodedDataset(**{name: x if x.ndim else x.item() for name, x in stored.items()})
         except Exception as error:  # a damaged zip file raises a dozen kinds
             log.warning("token cache %s is damaged (%s): encoding again", path, error)
-    encoded = encode_examples(examples, tokenizer, style, max_length, overlong)
+    encoded = encode_conversations(conversations, tokenizer, style, max_length, overlong)
     try:
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **vars(encoded))
     except OSError as error:
         log.warning("cannot write the token cache %s: %s", path, error)
     return encoded
-
-
-def resolve_prompt_loss_weight(mask_instructions: bool, prompt_loss_weight: float | None) -> float:
-    """The weight of prompt tokens in the loss: the given one, else 0 with masked instructions and 1 without.
-
-    Raises:
-        InputError: The weight is outside [0, 1].
-    """
-    if prompt_loss_weight is None:
-        return 0.0 if mask_instructions else 1.0
-    if not 0 <= prompt_loss_weight <= 1:
-        raise InputError(f"prompt_loss_weight={prompt_loss_weight}: must be from 0 (masked) to 1, or null.")
-    return float(prompt_loss_weight)
-
-
-def loss_weights(example: EncodedExample, prompt_loss_weight: float = 1.0, mask_header: bool = False) -> np.ndarray:
-    """The weight of each token of an entry as a target of the loss.
-
-    Args:
-        example: An encoded entry of n tokens.
-        prompt_loss_weight: Weight of the prompt's tokens.
-        mask_header: Whether the response header gets the prompt's weight; else its weight is 1, as in the book's
-            exercise 7.2.
-
-    Returns:
-        float32 (n,), aligned with `input_ids`, so it must be shifted together with the labels. No position predicts the
-        first token, so its weight is 0. Response and end token have weight 1.
-
-    Example:
-        Three prompt tokens 8, two header tokens 9, the response 1 and the end token 5:
-
-        >>> row = EncodedExample(np.array([8, 8, 8, 9, 9, 1, 5]), prompt_length=3, header_length=2)
-        >>> loss_weights(row, prompt_loss_weight=0.25).tolist()
-        [0.0, 0.25, 0.25, 1.0, 1.0, 1.0, 1.0]
-        >>> loss_weights(row, prompt_loss_weight=0.25, mask_header=True).tolist()
-        [0.0, 0.25, 0.25, 0.25, 0.25, 1.0, 1.0]
-    """
-    weights = np.ones(len(example.input_ids), dtype=np.float32)
-    weights[: example.prompt_length + example.header_length * mask_header] = prompt_loss_weight
-    weights[0] = 0
-    return weights

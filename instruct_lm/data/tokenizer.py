@@ -44,6 +44,10 @@ class Tokenizer:
         self.name, self.vocab_size = name, self.encoding.n_vocab
         self.end_of_text = special.get(END_OF_TEXT, end)
         self.stop_tokens = frozenset({self.end_of_text, end})
+        self.bos: int | None = None
+        self.control_tokens = special
+        self.chat_template: str | None = None
+        self.template_variables: dict[str, str] = {}
         self._bytes_without_token = bytes(b for b in range(256) if bytes([b]) not in ranks)
 
     @cached_property

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instruct_lm.data.conversation import ROLES, Conversation
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_json
 
-if TYPE_CHECKING:  # these import torch
-    from instruct_lm.data.prompts import Example
+if TYPE_CHECKING:  # it imports torch
     from instruct_lm.respond import Response
 
 RESPONSES, MADE_BY = "responses.json", "responses.made.json"
@@ -19,7 +19,7 @@ TEXTS = ("instruction", "input", "output", "model_response")
 
 
 def save_responses(
-    folder: Path, examples: Sequence[Example], responses: Sequence[Response], made_by: Mapping[str, Any]
+    folder: Path, examples: Sequence[Conversation], responses: Sequence[Response], made_by: Mapping[str, Any]
 ) -> None:
     """Write `responses.json`, the list that the book's tools read, and the record of how the answers were made.
 
@@ -30,7 +30,7 @@ def save_responses(
         made_by: Everything that determines the answers (model, data, seed, …), as JSON values.
     """
     pairs = list(zip(examples, responses, strict=True))
-    entries = [{**example._asdict(), "model_response": response.text} for example, response in pairs]
+    entries = [{**example.as_entry(), "model_response": response.text} for example, response in pairs]
     made = [{"tokens": response.tokens, "ended": response.ended} for response in responses]
     _write(folder, entries, {"made_by": made_by, "responses": made})
 
@@ -63,8 +63,10 @@ def load_responses(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def entry_texts(entry: Any, place: str) -> dict[str, str]:
-    """The four texts of an entry with its answer; `input` may be missing or null.
+def entry_texts(entry: Any, place: str) -> dict[str, Any]:
+    """The four texts of an entry with its answer, and its `system` and `history` if it has them.
+
+    `input` may be missing or null; other keys are left out.
 
     Raises:
         InputError: A text is missing or is no text; the message begins with `place`.
@@ -75,6 +77,14 @@ def entry_texts(entry: Any, place: str) -> dict[str, str]:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise InputError(f"{place}: {key!r} must be a text, and is {value!r}")
+    texts |= {key: entry[key] for key in ("system", "history") if entry.get(key)}
+    try:
+        turns = Conversation.from_entry(texts).turns
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{place}: 'history' must be a list of messages or pairs ({error!r})") from error
+    for turn in turns:
+        if turn.role not in ROLES or not isinstance(turn.text, str):
+            raise InputError(f"{place}: {turn!r:.80} is no turn: 'system' and 'history' must hold texts")
     return texts
 
 

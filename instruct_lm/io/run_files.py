@@ -7,3 +7,4 @@ BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 UNTUNED = "untuned"  # given instead of a checkpoint: the weights before training
 SUMMARY = "summary.json"  # written last, so a run that has it is complete
 BEFORE = "before.json"  # validation losses before the first step
+MADE_FROM = "made_from.json"  # hashes of the files that the run was made from

@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from instruct_lm.config import flatten
-from instruct_lm.data.dataset import duplicates_between, load_examples, split
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.conversation import Conversation
+from instruct_lm.data.dataset import duplicates_between, load_conversations, split
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.responses import MADE_BY, RESPONSES, load_responses
 from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
@@ -50,7 +50,7 @@ class Evaluation:
     alone: bool
     run: Path | None
     summary: Mapping[str, Any]
-    examples: list[Example]
+    examples: list[Conversation]
     answers: list[str]
     values: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Evaluation:
 
     @cached_property
     def seen(self) -> list[int] | None:
-        """Places of the entries whose instruction and input are also in the training split; None if unknown.
+        """Places of the entries whose prompt is also in the training split; None if unknown.
 
         For an untuned model, this is the training split that its configuration describes.
         """
@@ -87,12 +87,12 @@ class Evaluation:
         data, cache_dir = self.config["data"], self.config.get("cache_dir")
         fetcher = Fetcher(Path(cache_dir) if cache_dir else None, offline=True, mirror=self.config.get("mirror"))
         try:
-            examples = load_examples(fetcher.fetch(data["source"], sha256=data["sha256"]), data["limit"])
+            examples = load_conversations(fetcher.fetch(data["source"], sha256=data["sha256"]), data["limit"])
         except InputError:  # the file is not on this machine, or another one
             return None
         splits = split(examples, data["train_fraction"], data["test_fraction"], data["shuffle"], self.config["seed"])
         found = duplicates_between(splits._replace(test=self.examples, validation=[]))
-        return sorted(place for duplicate in found for place in duplicate.places["test"])
+        return sorted(number - 1 for duplicate in found for number in duplicate.places["test"])
 
 
 def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
@@ -208,13 +208,13 @@ def _read(path: Path, parse: Callable[[str], Any] = json.loads, kind: type = dic
     return value
 
 
-def _read_answers(path: Path) -> tuple[list[Example], list[str]]:
+def _read_answers(path: Path) -> tuple[list[Conversation], list[str]]:
     """The entries of `responses.json`, which scoring has checked, and the answers to them."""
     examples, answers = [], []
     for number, entry in enumerate(load_responses(path), start=1):
         match entry:
-            case {"instruction": str(instruction), "output": str(output), "model_response": str(answer)}:
-                examples.append(Example(instruction, entry.get("input") or "", output))
+            case {"instruction": str(), "output": str(), "model_response": str(answer)}:
+                examples.append(Conversation.from_entry(entry, number))
                 answers.append(answer)
             case _:
                 texts = "instruction, output and model_response"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.report.comparison import Comparison
 from instruct_lm.report.settings import Setting
 
@@ -44,7 +44,7 @@ class ComparedEntry:
     """
 
     number: int
-    example: Example
+    example: Conversation
     answers: Sequence[SharedAnswer]
 
     @property

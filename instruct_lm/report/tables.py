@@ -19,7 +19,7 @@ _DIFFERENCES_NOTE = (
     "Mean difference [95% interval] over the same entries. p: of the score (of chrF without one), adjusted for the "
     "number of rows (Holm). Entries needed: to show the difference seen at the 5% level, power 80%."
 )
-_SEEN_NOTE = "Same instruction and input, ignoring case and spacing; for an untuned model, by its configuration."
+_SEEN_NOTE = "Same prompt, ignoring case and spacing; for an untuned model, by its configuration."
 _RUNS_NOTE = (
     "Losses per token, before → after training. The validation loss uses the run's own token weights; the response "
     "loss is the same measure for all runs. Minutes: of the training steps alone."
@@ -114,7 +114,7 @@ def seen_sentence(comparison: Comparison) -> str:
     seen = {setting.name: setting.runs[0].seen for setting in comparison.settings}
     known = [len(places) for places in seen.values() if places is not None]
     unknown = ", ".join(name for name, places in seen.items() if places is None)
-    parts = [f"{max(known)} (same instruction and input)"] if known else []
+    parts = [f"{max(known)} (same prompt)"] if known else []
     parts += [f"unknown for {unknown}, whose data file is not on this machine"] if unknown else []
     return f"Test entries that are also in the training split: {'; '.join(parts)}."
 

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from instruct_lm.data.batching import Batch
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.model.generation import GREEDY
 from instruct_lm.training.memory import peak_memory
 
@@ -50,7 +50,7 @@ class SampleResponses(Callback):
         examples: The instructions, shown beside their reference answers.
     """
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Conversation]) -> None:
         self.examples = examples
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -60,10 +60,9 @@ class SampleResponses(Callback):
         responder = replace(module.responder, max_new_tokens=32, sampling=GREEDY)
         rows = ["| instruction | reference | response |", "|---|---|---|"]
         for example, response in zip(self.examples, responder.answer(self.examples), strict=True):
-            question = f"{example.instruction} {example.input}".strip()
-            cells = [
-                text.replace("|", "\\|").replace("\n", "<br>") for text in (question, example.output, response.text)
-            ]
+            question = " ".join(text for turn in example.prompt for text in (turn.text, turn.input) if text)
+            texts = (question, example.reference, response.text)
+            cells = [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
             rows.append(f"| {' | '.join(cells)} |")
         trainer.logger.experiment.add_text("responses", "\n".join(rows), trainer.global_step)  # type: ignore[attr-defined]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from instruct_lm.config import model_config
 from instruct_lm.data.batching import Batch
-from instruct_lm.data.prompts import Example, get_style
+from instruct_lm.data.conversation import Conversation
+from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import RunError
 from instruct_lm.io.sources import Fetcher
@@ -71,7 +72,7 @@ class InstructionTuner(pl.LightningModule):
         else:
             weights = fetcher.fetch(settings.weights, sha256=settings.weights_sha256)
             model = load_pretrained(GPTConfig.of(settings), weights)
-        return cls(model, Responder(model, tokenizer, get_style(style), max_new_tokens), optimizer)
+        return cls(model, Responder(model, tokenizer, get_style(style, tokenizer), max_new_tokens), optimizer)
 
     @property  # type: ignore[misc]  # Lightning's own can be set
     def strict_loading(self) -> bool:
@@ -89,7 +90,7 @@ class InstructionTuner(pl.LightningModule):
 
     def answer(self, instruction: str, input: str = "") -> str:
         """Answer one instruction with the weights as they are now."""
-        return self._responder().answer([Example(instruction, input, "")])[0].text
+        return self._responder().answer([Conversation.of(instruction, input)])[0].text
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of this micro-batch in the step's loss.
@@ -111,7 +112,7 @@ class InstructionTuner(pl.LightningModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: list[Example], batch_idx: int) -> list[Response]:
+    def predict_step(self, batch: list[Conversation], batch_idx: int) -> list[Response]:
         """Answer the entries of a batch."""
         return self._responder().answer(batch)
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from instruct_lm.commands import chat
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.conversation import Conversation
 from tests.run_commands import ROOT, call
 
 TIMEOUT = 120  # seconds for a page or an answer to come; a limit, not a measure
@@ -67,7 +67,7 @@ def test_the_answer_grows_to_what_evaluation_would_give(run: Path) -> None:
     responder = chat.load(options(run))
     assert (responder.style.name, responder.max_new_tokens) == ("phi3", 20)
     grown = list(chat.answers(responder, " Name a colour.\n"))
-    whole = responder.answer([Example("Name a colour.", "", "")])[0]
+    whole = responder.answer([Conversation.of("Name a colour.", "", "")])[0]
     assert len(grown) == whole.tokens == 20
     assert all(len(a) <= len(b) for a, b in itertools.pairwise(grown))
     assert grown[-1] == "".join(
@@ -84,7 +84,9 @@ def test_nothing_asked_and_too_much_asked_are_told(run: Path) -> None:
     responder = chat.load(options(run, max_new_tokens=4))
     assert list(chat.answers(responder, "  \n")) == [chat.EMPTY]
     assert not next(chat.answers(responder, "x" * 5000)).startswith("[")
-    fits = len(responder.prompt_ids(Example("x" * 9000, "", ""))) - len(responder.prompt_ids(Example("", "", "")))
+    fits = len(responder.prompt_ids(Conversation.of("x" * 9000, "", ""))) - len(
+        responder.prompt_ids(Conversation.of("", "", ""))
+    )
     remark = next(chat.answers(responder, "x" * 9000))
     assert f"its last {9000 - fits:,} tokens were left out" in remark
     assert 8000 - 100 < fits < 8000

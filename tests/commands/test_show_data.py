@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instruct_lm.commands.show_data import main, render
-from instruct_lm.data.encoding import EncodedExample
+from instruct_lm.data.encoded import EncodedExample
 from instruct_lm.data.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
@@ -41,7 +41,7 @@ def test_numbers_of_a_small_file(source, capsys):
     train = 10 * 34 + 7 * 35
     row = next(line for line in out.splitlines() if line.startswith("train")).split()
     assert row == ["train", "17", "0", "0", str(train), f"{train / 17:.1f}", "35", f"{17 * 19 / (train - 17):.1%}"]
-    assert "Entries in more than one split (same instruction and input): 1\n  train 4, validation 20: 'Say 3.'" in out
+    assert "Entries in more than one split (same prompt): 1\n  train 4, validation 20: 'Say 3.'" in out
     assert "Entry 2: 15 prompt + 16 header + 3 response tokens" in out
     assert "[0|<|user|>\nSay 1.][1|\n<|assistant|>:\nok<|endoftext|>]" in out
 
@@ -70,7 +70,7 @@ def test_colours_follow_the_weights_and_no_color(source, capsys, monkeypatch):
 
 def test_render_shows_control_characters_as_escapes():
     ids = np.array([*"a\x1b[2J\né".encode(), 256], dtype=np.int32)
-    row = EncodedExample(ids, prompt_length=1, header_length=1)
+    row = EncodedExample(ids, np.zeros(len(ids), dtype=np.uint8))
     weights = np.array([0.5] * 3 + [1] * (len(ids) - 3), dtype=np.float32)
     assert render(row, weights, BYTES, colour=False) == "[0.5|a\\x1b[][1|2J\né<|endoftext|>]"
     assert render(row, weights, BYTES, colour=True).startswith("\x1b[33ma\\x1b[\x1b[0m\x1b[32m2J")
@@ -90,8 +90,8 @@ def test_a_tokenizer_in_the_cache_is_used_and_one_of_another_kind_passed_over(so
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--entry", "0"], "--entry 0: the file holds entries 1 to 20"),
-        (["--entry", "21"], "entries 1 to 20"),
+        (["--entry", "0"], "--entry 0: the file has usable entries from 1 to 20"),
+        (["--entry", "21"], "usable entries from 1 to 20"),
         (["--prompt-loss-weight", "2"], "prompt_loss_weight=2.0"),
         (["--tokenizer", "gone.txt"], "gone.txt"),
         (["--tokenizer", "bytes", "--max-length", "5"], "max_length=5"),
@@ -103,6 +103,23 @@ def test_bad_input_ends_with_status_2_and_a_message(source, capsys, arguments, m
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_what_was_recognised_is_shown_and_other_keys_are_mapped(tmp_path, capsys):
+    path = tmp_path / "data.csv"
+    rows = [f"Say {i}.,{'' if i == 2 else 'ok'},<noinput>" for i in range(20)]
+    path.write_text("question,answer,context\n" + "\n".join(rows))
+    columns = ["--columns", "instruction=question", "output=answer", "input=context"]
+    assert main([str(path), "--tokenizer", "bytes", "--clean", *columns, "--entry", "4"]) == 0
+    out = capsys.readouterr().out
+    shape = "Alpaca (instruction=question, input=context, output=answer)"
+    assert f"20 entries as {shape}: 19 conversations, 38 turns\n1 of 20 entries are unusable and dropped" in out
+    assert "Say 3." in out.partition("Entry 4")[2]
+    assert "noinput" not in out.partition("Entry 4")[2]
+    assert main([str(path), "--tokenizer", "bytes", "--unusable", "error", *columns]) == 2
+    assert "entry 3: the response is blank" in capsys.readouterr().err
+    assert main([str(path), "--columns", "question"]) == 2
+    assert "--columns question: write FIELD=KEY" in capsys.readouterr().err
 
 
 def test_a_missing_file_ends_with_status_2(capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from instruct_lm.data.batching import Batch, collate
+from tests.data import responses
 
 
 def labels(batch: Batch) -> list[list[int]]:
@@ -17,10 +18,11 @@ def labels(batch: Batch) -> list[list[int]]:
 ROWS = [np.array([8, 8, 9, 1, 2, 5]), np.array([8, 9, 5])]
 UNMASKED = [np.array([0, 1, 1, 1, 1, 1.0]), np.array([0, 1, 1.0])]
 MASKED = [np.array([0, 0, 1, 1, 1, 1.0]), np.array([0, 1, 1.0])]
+RESPONSES = responses(ROWS, [3, 2])
 
 
 def test_padded_rows_train_exactly_one_end_token() -> None:
-    batch = collate(ROWS, UNMASKED, [3, 2], pad_id=5)
+    batch = collate(ROWS, UNMASKED, RESPONSES, pad_id=5)
     assert batch.input_ids.tolist() == [[8, 8, 9, 1, 2], [8, 9, 5, 5, 5]]
     assert labels(batch) == [[8, 9, 1, 2, 5], [9, 5, -100, -100, -100]]
     assert batch.lengths == (5, 2)
@@ -28,13 +30,13 @@ def test_padded_rows_train_exactly_one_end_token() -> None:
 
 
 def test_masked_targets_are_left_out() -> None:
-    batch = collate(ROWS, MASKED, [3, 2], pad_id=5)
+    batch = collate(ROWS, MASKED, RESPONSES, pad_id=5)
     assert labels(batch) == [[-100, 9, 1, 2, 5], [9, 5, -100, -100, -100]]
     assert batch.response_weights.tolist() == [[0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
 
 
 def test_a_batch_moves_as_a_whole() -> None:
-    batch = collate(ROWS, MASKED, [3, 2], entries=[7, 9], step_weight=2.5)
+    batch = collate(ROWS, MASKED, RESPONSES, entries=[7, 9], step_weight=2.5)
     batch = pl.LightningDataModule().transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert isinstance(batch, Batch)
     assert batch.input_ids.is_meta
@@ -44,7 +46,7 @@ def test_a_batch_moves_as_a_whole() -> None:
 
 def test_a_row_without_a_target_is_named() -> None:
     with pytest.raises(ValueError, match="entry 41 has 1 token"):
-        collate([np.array([1, 2]), np.array([1])], [np.ones(2), np.ones(1)], [1, 0], entries=[40, 41])
+        collate([np.array([1, 2]), np.array([1])], [np.ones(2), np.ones(1)], [np.ones(2), np.ones(1)], entries=[40, 41])
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -58,6 +60,7 @@ def test_labels_equal_the_books(masked: bool) -> None:
             row[: prompt - 1] = -100
     weights = [np.array([0.0] + [float(not masked or i >= p) for i in range(1, len(row) + 1)])
                for row, p in zip(rows, prompts, strict=True)]  # fmt: skip
-    batch = collate([np.array([*row, 5]) for row in rows], weights, prompts, pad_id=5)
+    ended = [np.array([*row, 5]) for row in rows]
+    batch = collate(ended, weights, responses(ended, prompts), pad_id=5)
     assert batch.input_ids.tolist() == inputs.tolist()
     assert labels(batch) == targets.tolist()

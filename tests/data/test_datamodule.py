@@ -128,8 +128,8 @@ def test_entries_may_be_a_list() -> None:
     data = data_module(entries(40))
     data.prepare_data()
     data.setup("fit")
-    assert [example.instruction for example in data.splits.test] == [f"Say {i}." for i in range(34, 38)]
-    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed; .*\n  entry 2: output"):
+    assert [example.prompt[0].text for example in data.splits.test] == [f"Say {i}." for i in range(34, 38)]
+    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed\. .*\n  entry 2: output"):
         data_module([{"instruction": "a", "output": "b"}, {"instruction": "c"}]).setup()
 
 
@@ -137,7 +137,7 @@ def test_each_stage_has_its_loader() -> None:
     data = data_module(entries(100), batch_size=3)
     data.setup("test")
     assert list(data.encoded) == ["test"]  # not encoded before it is needed
-    assert sorted(entry for batch in data.test_dataloader() for entry in batch.entries) == list(range(10))
+    assert sorted(entry for batch in data.test_dataloader() for entry in batch.entries) == list(range(86, 96))
     data.setup("predict")
     assert [len(batch) for batch in data.predict_dataloader()] == [3, 3, 3, 1]
     assert next(iter(data.predict_dataloader()))[0] == data.splits.test[0]

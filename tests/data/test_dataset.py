@@ -340,11 +340,11 @@ def test_an_empty_split_is_an_error(count, train, test, sizes):
 
 
 def test_duplicates_between_splits_are_found_whatever_their_case_and_spacing():
-    a, b, c = of("Say hi.", "to  Ann", "Hi."), of("say HI.", " to ann ", "Hello."), of("Say hi.", "", "Hi.")
-    splits = Splits([a, c, a], [b], [of("Other", "", "x"), b])
+    a, b, c = of("Say hi.", "to  Ann", "Hi.", 3), of("say HI.", " to ann ", "Hello.", 5), of("Say hi.", "", "Hi.", 4)
+    splits = Splits([a, c, a], [b], [of("Other", "", "x", 8), b])
     (duplicate,) = duplicates_between(splits)
-    assert duplicate.conversation == a
-    assert duplicate.places == {"train": [0, 2], "test": [0], "validation": [1]}
+    assert duplicate.first == a
+    assert duplicate.places == {"train": [3, 3], "test": [5], "validation": [5]}
     assert duplicates_between(Splits([a, a], [c], [])) == []
 
 
@@ -356,7 +356,7 @@ def test_a_duplicate_has_the_same_turns_before_the_last():
     assert duplicates_between(Splits([one], [two], [system])) == []
     assert duplicates_between(Splits([two], [other], [])) == []
     (duplicate,) = duplicates_between(Splits([two], [Conversation((*two.prompt, Turn("assistant", "new")))], []))
-    assert duplicate.conversation == two
+    assert duplicate.first == two
 
 
 def test_the_1100_entries_split_and_repeat_as_published(shared_dir):
@@ -367,5 +367,5 @@ def test_the_1100_entries_split_and_repeat_as_published(shared_dir):
     texts = [[text.casefold().split() for text in conversation.turns[0]] for conversation in real]
     assert len(duplicates) == 5
     for duplicate in duplicates:
-        text = [text.casefold().split() for text in duplicate.conversation.turns[0]]
+        text = [text.casefold().split() for text in duplicate.first.turns[0]]
         assert texts.count(text) == sum(map(len, duplicate.places.values())) >= 2

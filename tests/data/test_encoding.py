@@ -5,34 +5,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lm.data.dataset import load_examples
-from instruct_lm.data.encoding import (
-    EncodedExample,
-    encode_cached,
-    encode_examples,
-    loss_weights,
-    resolve_prompt_loss_weight,
-)
-from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, Example, PromptStyle
+from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.data.dataset import load_conversations
+from instruct_lm.data.encoded import EncodedExample, loss_weights, resolve_prompt_loss_weight
+from instruct_lm.data.encoding import encode_cached, encode_conversations, encode_pieces
+from instruct_lm.data.pieces import Kind, prompt_pieces, prompt_text
+from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, PlainStyle
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from tests.data import gpt2_file
 
 BYTES = load_tokenizer("bytes")
 END = BYTES.end_of_text
-STYLE = PromptStyle("test", opening="Q:", input_lead="|", closing=";", header="A:")  # with BYTES: one token a character
+STYLE = PlainStyle("test", user="Q:", input_lead="|", user_end=";", header="A:")  # with BYTES: one token a character
 
 
 def ids(text):
     return list(text.encode())
 
 
+def kinds_of(row):
+    return "".join(map(str, row.kinds))
+
+
+def prompt_length(row):
+    return int((row.kinds == Kind.PROMPT).sum())  # of one exchange
+
+
 def test_encoding_is_prompt_header_response_and_one_end_token():
-    rows = encode_examples([Example("in", "put", "out"), Example("i", "", "o")], BYTES, STYLE)
+    rows = encode_conversations([Conversation.of("in", "put", "out"), Conversation.of("i", "", "o")], BYTES, STYLE)
     assert [row.input_ids.tolist() for row in rows] == [[*ids("Q:in|put;A:out"), END], [*ids("Q:i;A:o"), END]]
-    assert [row.prompt_length for row in rows] == [9, 4]
-    assert [row.header_length for row in rows] == [2, 2]
-    assert (rows.lengths.tolist(), rows.entries.tolist(), rows.dropped, rows.truncated) == ([15, 8], [0, 1], 0, 0)
+    assert [kinds_of(row) for row in rows] == ["000000000112222", "00001122"]
+    assert (rows.lengths.tolist(), rows.entries.tolist(), rows.dropped, rows.truncated) == ([15, 8], [1, 2], 0, 0)
     assert rows.input_ids.dtype == np.int32
     assert rows[-1].input_ids.base is not None  # a view, not a copy
     with pytest.raises(IndexError):
@@ -40,34 +44,36 @@ def test_encoding_is_prompt_header_response_and_one_end_token():
 
 
 @given(
-    st.lists(st.builds(Example, st.text(), st.text(), st.text(min_size=1)), min_size=1), st.sampled_from(list(STYLES))
+    st.lists(st.builds(Conversation.of, st.text(), st.text(), st.text(min_size=1)), min_size=1),
+    st.sampled_from(list(STYLES)),
 )
 def test_any_example_decodes_to_its_text(examples, style):
     style = STYLES[style]
-    for example, row in zip(examples, encode_examples(examples, BYTES, style), strict=True):
-        prompt, response = row.prompt_length, row.prompt_length + row.header_length
-        assert BYTES.decode(row.input_ids[:prompt]) == style.prompt(example)
-        assert BYTES.decode(row.input_ids[prompt:response]) == style.header
-        assert BYTES.decode(row.input_ids[response:-1]) == example.output
-        assert (row.input_ids == END).tolist() == [False] * (len(row.input_ids) - 1) + [True]
+    for example, row in zip(examples, encode_conversations(examples, BYTES, style), strict=True):
+        prompt, header, response = (row.input_ids[row.kinds == kind] for kind in Kind)
+        assert BYTES.decode(prompt) == prompt_text(style, example.turns)
+        assert BYTES.decode(header) == style.header
+        assert BYTES.decode(response) == example.reference + "<|endoftext|>" + style.after
+        assert (row.input_ids == END).sum() == 1
+        assert sorted(kinds_of(row)) == list(kinds_of(row))
 
 
 def test_entries_of_100_000_characters():
-    (row,) = encode_examples([Example("a" * 100_000, "\U0001f600" * 100_000, "b " * 50_000)], BYTES, STYLE)
+    (row,) = encode_conversations([Conversation.of("a" * 100_000, "\U0001f600" * 100_000, "b " * 50_000)], BYTES, STYLE)
     assert len(row.input_ids) == len("Q:|;A:") + 100_000 + 400_000 + 100_000 + 1
 
 
 def test_an_end_token_spelled_out_by_the_user_is_text():
-    (row,) = encode_examples([Example("<|endoftext|>", "<|im_end|>", "<|endoftext|>")], BYTES, CHATML)
+    (row,) = encode_conversations([Conversation.of("<|endoftext|>", "<|im_end|>", "<|endoftext|>")], BYTES, CHATML)
     assert (row.input_ids == END).sum() == 1
 
 
 # With STYLE and BYTES: "Q:abcdef;A:xyz" and the end token, 15 ids, 9 of them the prompt.
-LONG = Example("abcdef", "", "xyz")
+LONG = Conversation.of("abcdef", "", "xyz")
 
 
 @pytest.mark.parametrize(
-    ("overlong", "max_length", "text", "prompt_length"),
+    ("overlong", "max_length", "text", "prompt"),
     [
         ("drop", 14, None, None),
         ("truncate_prompt", 14, "Q:abcde;A:xyz$", 8),
@@ -78,80 +84,82 @@ LONG = Example("abcdef", "", "xyz")
         ("truncate", 11, None, None),  # nothing of the response would be left
     ],
 )
-def test_overlong(overlong, max_length, text, prompt_length):
-    rows = encode_examples([LONG, Example("s", "", "t")], BYTES, STYLE, max_length, overlong)
+def test_overlong(overlong, max_length, text, prompt):
+    rows = encode_conversations([LONG, Conversation.of("s", "", "t")], BYTES, STYLE, max_length, overlong)
     assert rows[-1].input_ids.tolist() == [*ids("Q:s;A:t"), END]
-    assert rows[-1].prompt_length == 4
+    assert prompt_length(rows[-1]) == 4
     if text is None:
-        assert (len(rows), rows.entries.tolist(), rows.dropped, rows.truncated) == (1, [1], 1, 0)
+        assert (len(rows), rows.entries.tolist(), rows.dropped, rows.truncated) == (1, [2], 1, 0)
     else:
         assert rows[0].input_ids.tolist() == [END if c == "$" else ord(c) for c in text]
-        assert rows[0].prompt_length == prompt_length
+        assert prompt_length(rows[0]) == prompt
         assert (len(rows), rows.dropped, rows.truncated) == (2, 0, 1)
 
 
 @pytest.mark.parametrize("overlong", ["drop", "truncate_prompt", "truncate", "error"])
 def test_no_row_left_is_an_error(overlong):
     with pytest.raises(InputError, match=r"2 of 2 entries are longer than max_length=3: entry 1 \(15 tokens\), 2 \(8"):
-        encode_examples([LONG, Example("s", "", "t")], BYTES, STYLE, 3, overlong)
+        encode_conversations([LONG, Conversation.of("s", "", "t")], BYTES, STYLE, 3, overlong)
 
 
 @pytest.mark.parametrize("overlong", ["drop", "truncate_prompt", "truncate", "error"])
 def test_a_row_of_exactly_max_length_is_kept_whole(overlong):
-    rows = encode_examples([LONG], BYTES, STYLE, 15, overlong)
+    rows = encode_conversations([LONG], BYTES, STYLE, 15, overlong)
     assert rows[0].input_ids.tolist() == [*ids("Q:abcdef;A:xyz"), END]
     assert (rows.dropped, rows.truncated) == (0, 0)
 
 
 def test_overlong_error_names_the_entries_and_the_remedy():
     with pytest.raises(InputError) as error:
-        encode_examples([Example("s", "", "t"), LONG], BYTES, STYLE, 14, "error")
+        encode_conversations([Conversation.of("s", "", "t"), LONG], BYTES, STYLE, 14, "error")
     assert "1 of 2 entries are longer than max_length=14: entry 2 (15 tokens)" in str(error.value)
     assert "drop, truncate_prompt, truncate" in str(error.value)
     with pytest.raises(InputError, match="overlong='cut'"):
-        encode_examples([LONG], BYTES, STYLE, 14, "cut")
+        encode_conversations([LONG], BYTES, STYLE, 14, "cut")
 
 
 @given(
-    st.lists(st.builds(Example, st.text("ab", min_size=1), st.text("cd"), st.text("ef", min_size=1)), min_size=1),
+    st.lists(
+        st.builds(Conversation.of, st.text("ab", min_size=1), st.text("cd"), st.text("ef", min_size=1)), min_size=1
+    ),
     st.integers(8, 30),
     st.sampled_from(["drop", "truncate_prompt", "truncate"]),
 )
 def test_no_row_is_too_long_or_without_response_and_every_entry_is_accounted_for(examples, max_length, overlong):
-    examples = [*examples, Example("s", "", "t")]
-    rows = encode_examples(examples, BYTES, STYLE, max_length, overlong)
+    examples = [*examples, Conversation.of("s", "", "t")]
+    rows = encode_conversations(examples, BYTES, STYLE, max_length, overlong)
     assert len(rows) + rows.dropped == len(examples)
-    whole = encode_examples(examples, BYTES, STYLE)
+    whole = encode_conversations(examples, BYTES, STYLE)
     cut = 0
     for row, entry in zip(rows, rows.entries, strict=True):
-        response = row.input_ids[row.prompt_length + row.header_length :]
-        expected = [*ids(examples[entry].output), END]
+        response = row.input_ids[row.kinds == Kind.RESPONSE]
+        expected = [*ids(examples[entry - 1].reference), END]
         assert len(row.input_ids) <= max_length
         assert len(response) >= 1
         assert response.tolist() == expected[: len(response)]
         assert response[0] != END
         assert overlong == "truncate" or len(response) == len(expected)
-        cut += len(row.input_ids) < len(whole[int(entry)].input_ids)
+        cut += len(row.input_ids) < len(whole[int(entry) - 1].input_ids)
     assert rows.truncated == cut
 
 
 def test_a_response_without_tokens_is_dropped_and_counted():
     class Deaf:  # stands for SmolLM2's vocabulary, in which a few control characters have no token
-        name, end_of_text, encode_special = "deaf", END, staticmethod(ids)
+        name, end_of_text, bos, control_tokens, encode_special = "deaf", END, None, {}, staticmethod(ids)
 
         def encode(self, text):
             return ids(text.replace("\x04", ""))
 
-    rows = encode_examples([Example("a", "", "\x04"), Example("a", "", "b")], Deaf(), STYLE)
-    assert (rows.entries.tolist(), rows.dropped) == ([1], 1)
+    rows = encode_conversations([Conversation.of("a", "", "\x04"), Conversation.of("a", "", "b")], Deaf(), STYLE)
+    assert (rows.entries.tolist(), rows.dropped) == ([2], 1)
     with pytest.raises(InputError, match="none of the 1 entries"):
-        encode_examples([Example("a", "", "\x04")], Deaf(), STYLE)
+        encode_conversations([Conversation.of("a", "", "\x04")], Deaf(), STYLE)
 
 
 # Cache
 
 
-EXAMPLES = [LONG, Example("s", "i", "t"), Example("abc", "", "\ud800")]
+EXAMPLES = [LONG, Conversation.of("s", "i", "t"), Conversation.of("abc", "", "\ud800")]
 
 
 def assert_equal(left, right):
@@ -162,21 +170,21 @@ def assert_equal(left, right):
 
 def test_the_cache_gives_what_encoding_gives(tmp_path, monkeypatch):
     first = encode_cached(EXAMPLES, BYTES, STYLE, 14, "truncate", tmp_path / "new" / "folder")
-    assert_equal(first, encode_examples(EXAMPLES, BYTES, STYLE, 14, "truncate"))
+    assert_equal(first, encode_conversations(EXAMPLES, BYTES, STYLE, 14, "truncate"))
     assert [path.suffix for path in (tmp_path / "new" / "folder").iterdir()] == [".npz"]
-    monkeypatch.setattr("instruct_lm.data.encoding.encode_examples", None)  # a second encoding would fail
+    monkeypatch.setattr("instruct_lm.data.encoding.encode_conversations", None)  # a second encoding would fail
     assert_equal(first, encode_cached(EXAMPLES, BYTES, STYLE, 14, "truncate", tmp_path / "new" / "folder"))
 
 
 def test_whatever_changes_the_ids_changes_the_cache_file(tmp_path, monkeypatch):
-    other_style = PromptStyle("test", opening="Q:", input_lead="|", closing=";", header="R:")
+    other_style = PlainStyle("test", user="Q:", input_lead="|", user_end=";", header="R:")
     (tmp_path / "m.txt").write_text("t h\n")
     cases = [
         (EXAMPLES, BYTES, STYLE, None, "drop"),
         (EXAMPLES[::-1], BYTES, STYLE, None, "drop"),
         (EXAMPLES[:2], BYTES, STYLE, None, "drop"),
         (
-            [Example("abcde", "f", "xyz"), *EXAMPLES[1:]],
+            [Conversation.of("abcde", "f", "xyz"), *EXAMPLES[1:]],
             BYTES,
             STYLE,
             None,
@@ -188,7 +196,7 @@ def test_whatever_changes_the_ids_changes_the_cache_file(tmp_path, monkeypatch):
         (EXAMPLES, BYTES, STYLE, 14, "truncate"),
     ]
     for number, case in enumerate(cases, start=1):
-        assert_equal(encode_cached(*case, tmp_path / "cache"), encode_examples(*case))
+        assert_equal(encode_cached(*case, tmp_path / "cache"), encode_conversations(*case))
         assert len(list((tmp_path / "cache").iterdir())) == number
 
 
@@ -216,14 +224,14 @@ def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damage):
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     encoded = encode_cached(EXAMPLES, BYTES, STYLE, cache_dir=tmp_path / "file")
-    assert_equal(encoded, encode_examples(EXAMPLES, BYTES, STYLE))
+    assert_equal(encoded, encode_conversations(EXAMPLES, BYTES, STYLE))
     assert "cannot write the token cache" in caplog.text
 
 
 # Weights
 
 
-ROW = EncodedExample(np.arange(7, dtype=np.int32), prompt_length=3, header_length=2)  # 2 of response and end token
+ROW = EncodedExample(np.arange(7, dtype=np.int32), np.array([0, 0, 0, 1, 1, 2, 2], dtype=np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -245,9 +253,9 @@ def test_loss_weights(weight, mask_header, expected):
 
 def test_masking_equals_the_books_exercise():
     """Exercise 7.2: `targets[i, :instruction_length - 1] = -100`, with targets = the ids from the second on."""
-    (row,) = encode_examples([Example("in", "put", "out")], BYTES, ALPACA)
+    (row,) = encode_conversations([Conversation.of("in", "put", "out")], BYTES, ALPACA)
     targets = row.input_ids[1:].copy()
-    targets[: len(BYTES.encode(ALPACA.prompt(Example("in", "put", "out")))) - 1] = -100
+    targets[: len(BYTES.encode(prompt_text(ALPACA, Conversation.of("in", "put", "out").turns))) - 1] = -100
     ours = np.where(loss_weights(row, 0.0)[1:] == 1, row.input_ids[1:], -100)
     assert ours.tolist() == targets.tolist()
 
@@ -266,7 +274,7 @@ def test_resolve_prompt_loss_weight():
 
 @pytest.fixture(scope="module")
 def real(shared_dir):
-    return load_examples(shared_dir / "data" / "instruction-data.json")
+    return load_conversations(shared_dir / "data" / "instruction-data.json")
 
 
 @pytest.fixture(scope="module")
@@ -275,26 +283,121 @@ def gpt2(shared_dir):
 
 
 def test_the_1100_entries_have_the_published_numbers(real, gpt2):
-    rows = encode_examples(real, gpt2, ALPACA)
+    rows = encode_conversations(real, gpt2, ALPACA)
     assert (len(rows), round(float(rows.lengths.mean()), 1), rows.lengths.max()) == (1100, 57.4, 92)
     same = [len({int(row.input_ids[i]) for row in rows}) == 1 for i in range(25)]
     assert same == [True] * 24 + [False]
     assert [(row.input_ids == 50256).sum() for row in rows] == [1] * 1100
 
 
+def text_of(style, conversation):
+    return "".join(piece.text for piece in style.pieces(conversation.turns) if not piece.ends)
+
+
 @pytest.mark.parametrize("style", [ALPACA, PHI3], ids=lambda style: style.name)
 def test_encoding_the_pieces_equals_encoding_the_joined_text(real, gpt2, style):
-    rows = encode_examples(real, gpt2, style)
-    joined = [[*gpt2.encode(style.full(example)), 50256] for example in real]
+    rows = encode_conversations(real, gpt2, style)
+    joined = [[*gpt2.encode(text_of(style, entry)), 50256] for entry in real]
     assert [row.input_ids.tolist() for row in rows] == joined
-    assert [row.prompt_length for row in rows] == [len(gpt2.encode(style.prompt(example))) for example in real]
+    assert [prompt_length(row) for row in rows] == [len(gpt2.encode(prompt_text(style, e.turns))) for e in real]
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 def test_smollm2_encodes_pieces_and_joined_text_alike(real, smollm2_gguf, style):
     smollm2 = load_tokenizer(smollm2_gguf)
-    rows = encode_examples(real, smollm2, style)
-    assert [row.input_ids.tolist() for row in rows] == [[*smollm2.encode_special(style.full(e)), 0] for e in real]
-    assert {int((row.input_ids == 2).sum()) for row in rows} == {int(style is CHATML)}  # it closes the user's turn
-    assert {int((row.input_ids == 0).sum()) for row in rows} == {1}
-    assert {int((row.input_ids == 0)[loss_weights(row, 0.0) > 0].sum()) for row in rows} == {1}
+    rows = encode_conversations(real, smollm2, style)
+    end = "<|im_end|>" if style is CHATML else "<|endoftext|>"
+    for entry, row in zip(real, rows, strict=True):
+        text = "".join(end if piece.ends else piece.text for piece in style.pieces(entry.turns))
+        assert row.input_ids.tolist() == smollm2.encode_special(text)
+        assert ((row.input_ids == smollm2.control_tokens[end]) & (loss_weights(row, 0.0) > 0)).sum() == 1
+
+
+# Several turns
+
+CHAT = Conversation(
+    (
+        Turn("system", "s"),
+        Turn("user", "u1"),
+        Turn("assistant", "a1"),
+        Turn("user", "u2", "in"),
+        Turn("assistant", "a2"),
+    )
+)
+
+
+def test_every_assistant_turn_is_trained_and_the_rest_is_prompt():
+    style = PlainStyle("t", "Q:", "|", ";", "A:", after="!", between="/", system="S:", system_end=".")
+    (row,) = encode_conversations([CHAT], BYTES, style)
+    assert BYTES.decode(row.input_ids) == "S:s.Q:u1;A:a1<|endoftext|>!/Q:u2|in;A:a2<|endoftext|>!"
+    #                        S:s.Q:u1; A: a1$! /Q:u2|in; A: a2$!
+    assert kinds_of(row) == "000000000112222000000000112222"
+    assert loss_weights(row, 0.0, mask_header=True).tolist() == [float(kind == "2") for kind in kinds_of(row)]
+
+
+TURNS = st.lists(
+    st.tuples(st.sampled_from(["user", "assistant"]), st.text("ab<|im_end|>\n", min_size=1, max_size=8)), max_size=6
+)
+
+
+@given(TURNS, st.text("xyz", min_size=1), st.sampled_from(list(STYLES)), st.booleans())
+def test_a_prompt_is_the_beginning_of_the_row_at_every_response(turns, last, style, with_system):
+    """Generation after any number of turns sees the ids that training has before that response."""
+    system = [Turn("system", "be brief")] if with_system else []
+    turns = (*system, Turn("user", "q"), *(Turn(*turn) for turn in turns), Turn("assistant", last))
+    (row,) = encode_conversations([Conversation(turns)], BYTES, STYLES[style])
+    for end, turn in enumerate(turns, start=1):
+        if turn.role == "assistant":
+            pieces = prompt_pieces(STYLES[style].pieces(turns[:end]))
+            prompt = [i for item in encode_pieces(pieces, BYTES) for i in item.ids]
+            assert row.input_ids[: len(prompt)].tolist() == prompt
+            said = row.input_ids[len(prompt) :][: len(ids(turn.text))]
+            assert bytes(said.tolist()).decode() == turn.text
+    assert (row.input_ids == END).sum() == sum(turn.role == "assistant" for turn in turns)
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (54, "S:s.Q:u1;A:a1$Q:u2|in;A:a2$"),
+        (26, "S:s.Q:u2|in;A:a2$"),  # without the first exchange
+        (16, "S:s.Q:u2|i;A:a2$"),
+        (13, "S:s.Q:u;A:a2$"),  # one token of each text stays
+        (12, None),
+    ],
+)
+def test_long_conversations_lose_their_earliest_exchanges_first(limit, text):
+    style = PlainStyle("t", "Q:", "|", ";", "A:", system="S:", system_end=".")
+    other = Conversation.of("q", "", "r")
+    rows = encode_conversations([CHAT, other], BYTES, style, limit, "truncate_prompt")
+    if text is None:
+        assert rows.entries.tolist() == [2]
+    else:
+        assert rows[0].input_ids.tolist() == [END if c == "$" else ord(c) for c in text]
+
+
+def test_numbers_in_messages_are_those_of_the_file():
+    entries = [Conversation.of("a", "", "b", number=7), Conversation.of("a" * 99, "", "b", number=12)]
+    with pytest.raises(InputError, match=r"entry 12 \("):
+        encode_conversations(entries, BYTES, STYLE, 50, "error")
+    assert encode_conversations(entries, BYTES, STYLE, 50).entries.tolist() == [7]
+
+
+def test_a_limit_that_the_style_alone_fills_is_named():
+    own = len(ALPACA.default_system + ALPACA.user + ALPACA.header) + 1  # bytes and the end token
+    with pytest.raises(InputError, match=f"The prompt style alone takes {own} tokens: raise max_length, or choose"):
+        encode_conversations([LONG], BYTES, ALPACA, 16)
+
+
+def test_a_tokenizers_bos_begins_every_row_once():
+    class WithBos:
+        name, bos, end_of_text, control_tokens = "b", 1, END, {}
+        encode = staticmethod(ids)
+
+        def encode_special(self, text):
+            return [1, *ids(text[1:])] if text.startswith("^") else ids(text)
+
+    for style in (STYLE, PlainStyle("t", "^Q:", "|", ";", "A:")):
+        (row,) = encode_conversations([Conversation.of("x", "", "y")], WithBos(), style)
+        assert row.input_ids.tolist() == [1, *ids("Q:x;A:y"), END]
+        assert kinds_of(row) == "000001122" if style is STYLE else "00000" + "1122"

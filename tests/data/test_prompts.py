@@ -2,11 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, Example, extract_response, get_style
+from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.data.pieces import extract_response, prompt_text
+from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, get_style
+from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 
-WITH_INPUT = Example("Fix the spelling.", "freind", "friend")
-WITHOUT_INPUT = Example("Name a colour.", "", "Red.")
+WITH_INPUT = Conversation.of("Fix the spelling.", "freind", "friend")
+WITHOUT_INPUT = Conversation.of("Name a colour.", "", "Red.")
 
 FULL_TEXTS = [
     (
@@ -28,27 +31,45 @@ FULL_TEXTS = [
 ]
 
 
+def text_of(style, turns):
+    return "".join("$" if piece.ends else piece.text for piece in style.pieces(turns))
+
+
 @pytest.mark.parametrize(("style", "example", "text"), FULL_TEXTS)
 def test_full_text_is_literal(style, example, text):
-    assert style.full(example) == text
+    assert text_of(style, example.turns) == text + "$" + style.after
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 @pytest.mark.parametrize("example", [WITH_INPUT, WITHOUT_INPUT])
 def test_prompt_ends_before_the_header(style, example):
-    assert style.full(example) == style.prompt(example) + style.header + example.output
-    assert style.header not in style.prompt(example)
+    prompt = prompt_text(style, example.turns)
+    assert text_of(style, example.turns) == prompt + style.header + example.reference + "$" + style.after
+    assert style.header not in prompt
 
 
-def test_chatml_prompt_closes_the_users_turn_and_leaves_the_end_token_to_the_encoder():
-    assert CHATML.prompt(WITH_INPUT).endswith("<|im_end|>\n")
-    assert CHATML.full(WITH_INPUT).count("<|im_end|>") == 1
+CHAT = (Turn("system", "S"), Turn("user", "A", "B"), Turn("assistant", "C"), Turn("user", "D"), Turn("assistant", "E"))
+SEVERAL_TURNS = {
+    "alpaca": "S\n\n### Instruction:\nA\n\n### Input:\nB\n\n### Response:\nC$"
+    "\n\n### Instruction:\nD\n\n### Response:\nE$",
+    "phi3": "<|system|>\nS\n<|user|>\nA\nB\n<|assistant|>:\nC$\n<|user|>\nD\n<|assistant|>:\nE$",
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA\nB<|im_end|>\n<|im_start|>assistant\nC$\n"
+    "<|im_start|>user\nD<|im_end|>\n<|im_start|>assistant\nE$\n",
+}
 
 
-def test_get_style_knows_three_names_and_lists_them_for_a_fourth():
-    assert [get_style(name) for name in ("alpaca", "phi3", "chatml")] == [ALPACA, PHI3, CHATML]
-    with pytest.raises(InputError, match=r"'vicuna' is unknown.*alpaca, phi3, chatml"):
-        get_style("vicuna")
+@pytest.mark.parametrize("style", STYLES)
+def test_several_turns_are_literal(style):
+    assert text_of(STYLES[style], CHAT) == SEVERAL_TURNS[style]
+
+
+def test_get_style_knows_its_names_and_lists_them_for_another():
+    tokenizer = load_tokenizer("bytes")
+    assert [get_style(name, tokenizer) for name in ("alpaca", "phi3", "chatml")] == [ALPACA, PHI3, CHATML]
+    with pytest.raises(InputError, match=r"'vicuna' is unknown.*alpaca, phi3, chatml and template"):
+        get_style("vicuna", tokenizer)
+    with pytest.raises(InputError, match=r"bytes comes without a chat template. Choose one of alpaca, phi3, chatml"):
+        get_style("template", tokenizer)
 
 
 @pytest.mark.parametrize(

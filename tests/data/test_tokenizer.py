@@ -248,10 +248,10 @@ def test_gguf_with_an_absurd_length(tmp_path, length):
 @pytest.fixture(scope="module")
 def texts(shared_dir):
     """All texts of the 1100 entries, and the texts that training makes of them in the alpaca style."""
-    from instruct_lm.data.dataset import load_examples
+    from instruct_lm.data.dataset import load_conversations
     from instruct_lm.data.prompts import ALPACA
 
-    examples = load_examples(shared_dir / "data" / "instruction-data.json")
+    examples = load_conversations(shared_dir / "data" / "instruction-data.json")
     return [text for e in examples for text in (e.instruction, e.input, e.output, ALPACA.full(e))]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation import responses as module
 from instruct_lm.evaluation.responses import (
@@ -18,7 +18,7 @@ from instruct_lm.evaluation.responses import (
 )
 from instruct_lm.respond import Response
 
-EXAMPLE = Example("Name a colour.", "", "Red.")
+EXAMPLE = Conversation.of("Name a colour.", "", "Red.")
 MADE_BY = {"model": {"name": "gpt2"}, "seed": 1}
 ANSWERS = [Response("Blue.", 3, ended=True), Response("Gre", 6, ended=False)]
 

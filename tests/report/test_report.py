@@ -250,7 +250,7 @@ def test_test_entries_that_stand_in_training_are_reported_apart(tmp_path, capsys
         "score of the others": "30.0 [30.0, 30.0]",
     }
     text = "Test entries that are also in the training split: "
-    assert f"{text}1 (same instruction and input)." in " ".join(out.split())
+    assert f"{text}1 (same prompt)." in " ".join(out.split())
     assert load(tmp_path / "run" / "evaluation" / "test").seen == [1]
     source.unlink()
     assert load(tmp_path / "run" / "evaluation" / "test").seen is None

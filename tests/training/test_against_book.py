@@ -12,6 +12,7 @@ from instruct_lm.fast.loss import chunked_loss, packed_loss
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.training.loss import batch_loss
 from instruct_lm.training.optimizers import OptimizerSettings
+from tests.data import responses
 
 CONFIG = GPTConfig(vocab_size=211, block_size=64, n_layer=2, n_head=4, n_embd=32)
 END = 210
@@ -80,7 +81,8 @@ def test_twenty_steps_have_the_books_losses(
         reference.step()
 
         weights = [np.where(np.arange(len(row) + 1) >= (prompt if masked else 1), 1.0, 0.0) for row, prompt in batch]
-        made = collate([np.array([*row, END]) for row, _ in batch], weights, [p for _, p in batch])
+        rows = [np.array([*row, END]) for row, _ in batch]
+        made = collate(rows, weights, responses(rows, [p for _, p in batch]))
         optimizer.zero_grad()
         loss = loss_sums(ours, made)[0] / made.weights.sum()
         loss.backward()

@@ -10,6 +10,7 @@ from instruct_lm.data.batching import collate
 from instruct_lm.fast.loss import chunked_loss, packed_loss
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.training.loss import batch_loss
+from tests.data import responses
 
 
 class Table(GPT):
@@ -29,7 +30,11 @@ class Table(GPT):
 def test_a_hand_computation() -> None:
     # After 0 both tokens are equally likely; after 1, token 1 is three times as likely as token 0.
     model = Table([[0.0, 0.0], [0.0, math.log(3)]])
-    batch = collate([np.array([0, 0, 1, 1]), np.array([0, 1])], [np.array([0, 0.5, 0.5, 1]), np.array([0, 1])], [3, 1])
+    batch = collate(
+        [np.array([0, 0, 1, 1]), np.array([0, 1])],
+        [np.array([0, 0.5, 0.5, 1]), np.array([0, 1])],
+        [np.arange(4) >= 3, np.arange(2) >= 1],
+    )
     weighted, response = batch_loss(model, batch)
     # labels 0, 1 (prompt, weight 0.5 each), 1 (response); and 1 (response) of the second row
     log2, nll = math.log(2), math.log(4 / 3)
@@ -47,8 +52,10 @@ def test_padding_and_masked_labels_change_nothing(loss: object) -> None:
         accelerate(model)
     short, long = np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6, 7, 8, 9])
     weights = [np.array([0, 0, 1, 1.0]), np.array([0, 0, 0, 1, 1, 1, 1.0])]
-    alone = [loss(model, collate([row], [w], [3])) for row, w in zip((short, long), weights, strict=True)]
+    alone = [
+        loss(model, collate([row], [w], responses([row], [3]))) for row, w in zip((short, long), weights, strict=True)
+    ]
     for pad_id in (0, 9):
-        together = loss(model, collate([short, long], weights, [3, 3], pad_id=pad_id))
+        together = loss(model, collate([short, long], weights, responses([short, long], [3, 3]), pad_id=pad_id))
         assert together[0].item() == pytest.approx(alone[0][0].item() + alone[1][0].item(), rel=1e-5)
         assert together[1].item() == pytest.approx(alone[0][1].item() + alone[1][1].item(), rel=1e-5)

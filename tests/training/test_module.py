@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from instruct_lm.data.batching import collate
+from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
-from instruct_lm.data.prompts import Example
+from instruct_lm.data.pieces import Kind
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.fast import accelerate
 from instruct_lm.model.gpt import GPT, GPTConfig
@@ -137,10 +138,10 @@ def test_the_first_step_equals_the_plain_formula(data_file: Path, tmp_path: Path
     nll, weights = [], []
     for row in rows:
         ids = torch.from_numpy(datamodule.encoded["train"].encoded[row].input_ids).long()
-        start = datamodule.encoded["train"].encoded[row].prompt_length
+        kinds = torch.from_numpy(datamodule.encoded["train"].encoded[row].kinds)
         logits = module.model(ids[None, :-1])[0]
         nll.append(F.cross_entropy(logits, ids[1:], reduction="none"))
-        weights.append(torch.where(torch.arange(1, len(ids)) < start, 0.3, 1.0))
+        weights.append(torch.where(kinds[1:] == Kind.PROMPT, 0.3, 1.0))
     loss = (torch.cat(nll) * torch.cat(weights)).sum() / torch.cat(weights).sum()
     loss.backward()
     recorder = run(data_file, tmp_path, prompt_loss_weight=0.3, max_steps=1)
@@ -273,8 +274,9 @@ def test_test_and_predict_work_with_any_trainer(data_file: Path, tmp_path: Path)
     rows = [datamodule.encoded["test"].encoded[i] for i in range(6)]  # a tenth of 60
     nll = [F.cross_entropy(module.model(ids[None, :-1])[0], ids[1:], reduction="none")
            for ids in (torch.from_numpy(row.input_ids).long() for row in rows)]  # fmt: skip
-    starts = [row.prompt_length + row.header_length for row in rows]
-    response = torch.cat([row[start - 1 :] for row, start in zip(nll, starts, strict=True)])
+    response = torch.cat(
+        [row[torch.from_numpy(kinds[1:] == Kind.RESPONSE)] for row, (_, kinds) in zip(nll, rows, strict=True)]
+    )
     assert losses["test/response_loss"] == pytest.approx(response.mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match="give InstructionTuner a responder"):
         trainer(tmp_path).predict(module, datamodule)
@@ -282,7 +284,7 @@ def test_test_and_predict_work_with_any_trainer(data_file: Path, tmp_path: Path)
     tuner = InstructionTuner(module.model, responder)
     answers = trainer(tmp_path).predict(tuner, datamodule)
     assert [answer for batch in answers for answer in batch] == responder.answer(datamodule.splits.test)
-    assert tuner.answer("Say 3.", "now") == responder.answer([Example("Say 3.", "now", "")])[0].text
+    assert tuner.answer("Say 3.", "now") == responder.answer([Conversation.of("Say 3.", "now", "")])[0].text
 
 
 def test_a_checkpoint_of_adapters_alone_loads_into_a_tuner_adapted_after_it_was_made(
@@ -301,6 +303,6 @@ def test_a_checkpoint_of_adapters_alone_loads_into_a_tuner_adapted_after_it_was_
 
 def test_a_step_without_weight_names_its_entries(data_file: Path) -> None:
     module, _ = build(data_file)
-    batch = collate([np.array([1, 2, 3])], [np.zeros(3)], [1], entries=[41])
+    batch = collate([np.array([1, 2, 3])], [np.zeros(3)], [np.ones(3)], entries=[41])
     with pytest.raises(ValueError, match=r"no token of this step counts in the loss: entries \[41\]"):
         module.training_step(batch, 0)
