@@ -52,6 +52,12 @@ Url = Annotated[str, _like("https?://.+", "an address that begins with http:// o
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 PromptWeight = Annotated[float, Field(ge=0, le=1)]
+# fmt: off
+DataField = Literal[
+    "instruction", "input", "output", "prompt", "completion", "response",
+    "messages", "conversations", "system", "history",
+]
+# fmt: on
 Target = Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]
 
 
@@ -91,6 +97,9 @@ class DataConfig(Group):
     name: Text = Field(description="the name in summaries and reports")
     source: Source = Field(description="a source, or sample: the entries that come with the package")
     sha256: Sha256 | None = Field(description="its hash; null: no check")
+    columns: dict[DataField, Text] | None = Field(description="our key: the file's, as {instruction: question}")
+    unusable: Literal["drop", "error"] = Field(description="for entries with a blank request or response")
+    clean: bool = Field(description='true: an input such as <noinput> or "N/A" counts as none')
     train_fraction: Fraction = Field(description="the first entries")
     test_fraction: Fraction = Field(description="the next; the rest is the validation split")
     shuffle: bool = Field(description="true: shuffle by seed before the split")
@@ -257,8 +266,9 @@ def _read_model(name: str) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`."""
+    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`; the value of `data.columns` stays whole."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        group = isinstance(value, Mapping) and prefix + name != "data.columns"
+        flat |= flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
     return flat

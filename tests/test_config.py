@@ -313,6 +313,14 @@ def test_nest_undoes_flatten(values: dict[str, Any]) -> None:
     assert nest(flatten(values)) == values
 
 
+def test_columns_are_one_value() -> None:
+    columns = {"instruction": "question", "output": "my answer.text", "input": "5"}
+    config = typed("train", "data.columns={instruction: question, output: 'my answer.text', input: 5}")
+    assert config.data.columns == flatten(config.model_dump())["data.columns"] == columns
+    assert make_config(TrainConfig, nest(flatten(config.model_dump()))) == config
+    assert typed("train", "data.columns={}").data.columns == {}
+
+
 PLAIN = flatten(composed("train"))
 
 

@@ -67,7 +67,7 @@ def find_faults(kind: type[Group], values: Values) -> dict[str, str]:
                 names.pop()  # an index of a list, a branch of a union
             key = ".".join(names)
             or_null = ", or null" if NoneType in get_args(known[key].annotation) else ""
-            if isinstance(value, (bool, list)) or value is None:
+            if isinstance(value, (bool, dict, list)) or value is None:
                 value = json.dumps(value, separators=(",", ":")).replace('"', "")  # as the user types it
             words = detail["msg"].replace("Input should be", "must be").replace("'", "")
             faults.setdefault(key, f"{key}={value} {words}{or_null}.")

@@ -129,7 +129,7 @@ def test_entries_may_be_a_list() -> None:
     data.prepare_data()
     data.setup("fit")
     assert [example.prompt[0].text for example in data.splits.test] == [f"Say {i}." for i in range(34, 38)]
-    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed; .*\n  entry 2: output"):
+    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed\. .*\n  entry 2: output"):
         data_module([{"instruction": "a", "output": "b"}, {"instruction": "c"}]).setup()
 
 
