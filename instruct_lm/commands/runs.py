@@ -174,6 +174,8 @@ def _merge(
     for key in values.keys() & mine.keys() - {"output_dir", "resume"}:
         if _within(key, may_change) and _within(key, given):
             values[key] = mine[key]
+        elif key.startswith("model.") and mine[key] is None:
+            continue  # the run took it from its base
         elif _within(key, given) and values[key] != mine[key]:
             differing.append(f"{key}={values[key]}, not {mine[key]}")
     if differing:
