@@ -78,5 +78,5 @@ def _faults(own: dict[str, Any], config: GPTConfig) -> dict[str, Any]:
         "attention.sliding_window": 0,
         "tensor_data_layout": own.get("tensor_data_layout"),  # says that llama's q and k are interleaved
     }
-    unknown = {key: value for key, value in own.items() if key not in _SIZES and value is not False}
-    return {key: value for key, value in unknown.items() if key not in computed or value != computed[key]}
+    values = {key: value for key, value in own.items() if key not in _SIZES}
+    return {k: v for k, v in values.items() if (v != computed[k] if k in computed else v is not False)}
