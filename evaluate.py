@@ -22,6 +22,10 @@ def main(config: EvaluateConfig) -> int:
 
     from instruct_lm.evaluation.responses import RESPONSES, find_responses
 
+    if not config.model.is_complete:
+        from instruct_lm.commands import build
+
+        config = build.resolve(config, build.build_fetcher(config))
     run = config.run if config.checkpoint != UNTUNED else None
     checkpoint = checkpoint_path(run, config.checkpoint) if run is not None else None
     made_by = config.model_dump(include={"model", "data", "prompt", "lora", "generation", "seed", "split"})

@@ -8,7 +8,7 @@ from typing import Any
 
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
-from instruct_lm.commands.runs import is_complete, limits, record_data
+from instruct_lm.commands.runs import is_complete, limits, record_data, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import RunError
@@ -38,6 +38,9 @@ def main(config: TrainConfig) -> None:
     seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
+    if not config.model.is_complete:
+        config = build.resolve(config, fetcher)
+        save_config(config)  # so that the run explains itself, also without its base
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()

@@ -21,14 +21,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     from instruct_lm.commands import build, runs
-    from instruct_lm.export.huggingface import hub_config, save_pretrained
+    from instruct_lm.export.huggingface import save_pretrained
+    from instruct_lm.model.description import config_file
     from instruct_lm.model.gpt import GPTConfig
+    from instruct_lm.model.hub_config import hub_config, read_rope_parameters
 
     checkpoint = runs.checkpoint_path(options.run, options.checkpoint)
     config = runs.load_run_config(options.run)
-    hub_config(GPTConfig.of(config.model))  # refuses what the layout cannot hold before anything is loaded
-    fetcher = build.build_fetcher(config)
+    fetcher, rope = build.build_fetcher(config), None
+    if config.model.rope_factors is not None and config.model.weights is not None:
+        base = fetcher.fetch(config.model.weights, sha256=config.model.weights_sha256)
+        rope = read_rope_parameters(config_file(base))
+    hub_config(GPTConfig.of(config.model), rope)  # refuses what the layout cannot hold before anything is loaded
     tokenizer = build.build_tokenizer(config.model, fetcher)
-    save_pretrained(build.load_trained(config, checkpoint, fetcher), tokenizer, options.folder)
+    save_pretrained(build.load_trained(config, checkpoint, fetcher), tokenizer, options.folder, rope)
     names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
     print(f"written to {options.folder}: {names}")

@@ -139,7 +139,7 @@ class InstructionDataModule(pl.LightningDataModule):
             self._local(), self.limit, columns=self.columns, unusable=self.unusable, clean=self.clean
         )
         splits = split(conversations, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
-        log.info("data: %d entries: train %d, test %d, validation %d", len(conversations), *map(len, splits))
+        log.info("splits: train %d, test %d, validation %d", *map(len, splits))
         if duplicates := duplicates_between(splits):
             numbers = ", ".join(str(number) for found in duplicates[0].places.values() for number in found)
             log.warning("%d prompts stand in more than one split, the first in entries %s", len(duplicates), numbers)
