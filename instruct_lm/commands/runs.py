@@ -33,7 +33,7 @@ FROM_RUN = ("model", "data", "prompt", "lora", "generation", "seed", "cache_dir"
 FIXED_BY_RUN = ("model", "prompt", "lora", "seed")
 """Those of them that cannot be given: the weights were trained with them."""
 
-SPLIT_KEYS = ("data.train_fraction", "data.test_fraction", "data.shuffle", "data.limit")
+SPLIT_KEYS = ("data.train_fraction", "data.test_fraction", "data.shuffle", "data.limit", "data.columns", "data.clean")
 """Another value would move entries that the run was trained on into the split to evaluate."""
 
 

@@ -78,11 +78,10 @@ def recognise(keys: Sequence[str], columns: Mapping[str, str]) -> Layout:
             return Layout(shape, names, tuple(key for key in keys if key not in names.values()))
         if len(lacking) < len(shape.required):
             missing.setdefault(shape.name, lacking)
-    has = f"its keys: {shown(keys)}" if keys else "it has no keys"
     if not missing:
-        raise Malformed(f"its keys fit no known shape ({has})")
+        raise Malformed(f"its keys fit no known shape: {shown(keys)}" if keys else "it has no keys")
     (lacking, *_) = missing.values()
-    raise Malformed(f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing ({has})")
+    raise Malformed(f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing (its keys: {shown(keys)})")
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
