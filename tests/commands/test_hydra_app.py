@@ -289,4 +289,4 @@ def test_shell_completion_offers_choices() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "-sc", "query=bash"], capture_output=True, text=True, env=env
     )
-    assert done.stdout.split() == ["prompt=alpaca", "prompt=chatml", "prompt=phi3"]
+    assert done.stdout.split() == ["prompt=alpaca", "prompt=chatml", "prompt=phi3", "prompt=template"]

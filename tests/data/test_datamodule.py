@@ -121,7 +121,7 @@ def test_the_real_entries_are_split_as_in_the_book(shared_dir: Path, caplog: pyt
     data = data_module(shared_dir / "data" / "instruction-data.json")
     data.setup()
     assert [len(part) for part in data.splits] == [935, 110, 55]
-    assert "1100 entries: train 935, test 110, validation 55" in caplog.text
+    assert "splits: train 935, test 110, validation 55" in caplog.text
 
 
 def test_entries_may_be_a_list() -> None:

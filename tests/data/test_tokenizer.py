@@ -247,10 +247,12 @@ def test_gguf_with_an_absurd_length(tmp_path, length):
 def texts(shared_dir):
     """All texts of the 1100 entries, and the texts that training makes of them in the alpaca style."""
     from instruct_lm.data.dataset import load_conversations
+    from instruct_lm.data.pieces import prompt_text
     from instruct_lm.data.prompts import ALPACA
 
     examples = load_conversations(shared_dir / "data" / "instruction-data.json")
-    return [text for e in examples for text in (e.instruction, e.input, e.output, ALPACA.full(e))]
+    asked = [(e, *e.turns[0][1:]) for e in examples]
+    return [text for e, *texts in asked for text in (*texts, e.reference, prompt_text(ALPACA, e.turns))]
 
 
 def test_real_gpt2_equals_tiktokens_own(shared_dir, texts, monkeypatch):
