@@ -17,7 +17,7 @@ import instruct_lm.data
 from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, read_conversations, split
 from instruct_lm.errors import InputError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 from tests.conftest import ROOT
 
 ENTRY = {"instruction": "Say hi.", "input": "", "output": "Hi."}
