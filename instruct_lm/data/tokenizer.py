@@ -178,6 +178,10 @@ def _without_surrogates(text: str) -> str:
 
 def _build(definition: dict[str, Any], origin: str) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(definition))
-    except Exception as error:  # the library raises nothing more specific
+        made = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        made.encode("a")  # a damaged post-processor shows at its first use
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain exceptions, and pyo3's PanicException, which is a BaseException
         raise InputError(f"{origin} defines no tokenizer that `tokenizers` can read ({error}): {RESAVE}.") from error
+    return made

@@ -15,10 +15,8 @@ from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.io.gguf import read_gguf
 from tests.data import gpt2_file
+from tests.data.hub_tokenizers import ALPHABET, HOSTILE
 
-# What the pre-tokenizers treat apart: letters, digits, number-like characters, whitespace runs, contractions, symbols,
-# characters of several bytes, control bytes.
-ALPHABET = "abtheThe  '\n\t\r0159½①٣!?#<|>_語é😀\u00a0\u2028\x04\x06\x1d\x7f"
 MERGES = ["t h", "Ġ Ġ", "th e", "Ġ the", "1 5", "! !", "' s", "Ã ©", "Ċ Ċ", "h e"]
 SYMBOLS = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted by code point, they stand in the order of GPT-2's ids
 MERGED = [merge.replace(" ", "") for merge in MERGES]
@@ -267,10 +265,13 @@ def test_real_gpt2_equals_transformers(shared_dir, texts, tmp_path):
 
     shutil.copy(gpt2_file(shared_dir, "vocab.bpe"), tmp_path / "merges.txt")
     shutil.copy(gpt2_file(shared_dir, "encoder.json"), tmp_path / "vocab.json")
-    ours = load_tokenizer(tmp_path / "merges.txt")
+    ours = load_tokenizer(tmp_path)
     theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
-    strange = ["  5  a\n\n\nb", "it's I'LL", "語é😀 ½①", "\x04\x00a", " " * 40 + "x", "a\u00a0\u2028b"]
-    assert [ours.encode(text) for text in texts + strange] == theirs(texts + strange)["input_ids"]
+    (tmp_path / "vocab.json").rename(tmp_path / "unused")
+    merges_alone = load_tokenizer(tmp_path)
+    for tokenizer in (ours, merges_alone):
+        assert [tokenizer.encode_special(text) for text in texts + HOSTILE] == theirs(texts + HOSTILE)["input_ids"]
+    assert merges_alone.end_of_text == ours.end_of_text == theirs.eos_token_id
 
 
 @pytest.fixture(scope="module")

@@ -277,6 +277,11 @@ def test_weights_and_their_index_stand_for_their_folder(folders: dict[str, Path]
         ('{"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}', "defines no tokenizer that `tokenizers` can"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "decoder": {"type": "?"}}', "defines no tokeniz"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [5]}}', "defines no tokenizer"),
+        (
+            '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "post_processor": {"type": "TemplateProcessing",'
+            ' "single": [{"SpecialToken": {"id": "b", "type_id": 0}}], "pair": [], "special_tokens": {}}}',
+            "defines no tokenizer",  # here the library panics
+        ),
     ],
 )
 def test_damaged_tokenizer_json(tmp_path: Path, content: str, message: str) -> None:
