@@ -6,8 +6,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is a reference here, never a downloader
 
+import hypothesis
 import pytest
 import yaml
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are shared: no test depends on time
+hypothesis.settings.load_profile("untimed")
 
 # Shells start background jobs with SIGINT ignored; the tests that interrupt need Python's own handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)

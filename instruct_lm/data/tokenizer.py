@@ -58,7 +58,9 @@ class Tokenizer:
             self._full.post_processor = TemplateProcessing(f"{bos}:0 $A:0", special_tokens=template)
         probe = self._full.encode("a")
         self.bos = probe.ids[0] if probe.ids and probe.special_tokens_mask[0] else None
-        ends = [self._end(*end) for end in files.ends]
+        # transformers writes GPT-2's 50256 into the config.json of a smaller model unless it is told better.
+        known = [end for end in files.ends if Path(end[0]).name != "config.json" or self._id(end[1]) is not None]
+        ends = [self._end(*end) for end in (known if known or END_OF_TEXT in self.control_tokens else files.ends)]
         if not ends and END_OF_TEXT not in self.control_tokens:
             remedy = "add eos_token to the tokenizer_config.json beside it, or eos_token_id to generation_config.json"
             raise InputError(f"{files.origin}: no file names the model's end token; {remedy}.")
@@ -71,9 +73,13 @@ class Tokenizer:
         else:
             self._plain = _build(without_added(files.definition, set(self.control_tokens)), files.origin)
 
-    def _end(self, origin: str, end: int | str) -> int:
+    def _id(self, end: int | str) -> int | None:
+        """The id of an end token; None if it is not in the vocabulary."""
         i = self._full.token_to_id(end) if isinstance(end, str) else end
-        if not isinstance(i, int) or not 0 <= i < self.vocab_size:
+        return i if isinstance(i, int) and 0 <= i < self.vocab_size else None
+
+    def _end(self, origin: str, end: int | str) -> int:
+        if (i := self._id(end)) is None:
             vocabulary = f"the {self.vocab_size} ids of {self._files.origin}"
             remedy = "Correct it, or give the model's own tokenizer"
             raise InputError(f"{origin} names the end token {end!r}, which is not among {vocabulary}. {remedy}.")

@@ -216,6 +216,13 @@ def test_settings_that_do_not_fit_are_named(trained: Any, tmp_path: Path, files:
         load_tokenizer(write_folder(tmp_path, trained["llama-bpe"], **files))
 
 
+def test_a_default_id_in_config_json_gives_way_to_an_end_token_that_is_there(trained: Any, tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path, trained["llama-bpe"], config={"eos_token_id": 50256}, generation_config={"eos_token_id": 700}
+    )
+    assert load_tokenizer(folder).stop_tokens == {700}
+
+
 def test_chat_templates_in_transformers_order(trained: Any, tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     write_folder(tmp_path, trained["gpt-2"], tokenizer_config={"chat_template": named})
