@@ -12,7 +12,7 @@ _WIDTH_FORMS = regex.compile(r"[\uFF01-\uFF5D\uFF61-\uFFDC]+")  # but not ～, w
 # every script, such as 。، and ।.
 _QUOTES_AND_PAUSES = r"'\"`\p{Pi}\p{Pf}…‥⋯—―・～〜"
 _OPENING = regex.compile(rf"^[{_QUOTES_AND_PAUSES}\p{{Ps}}¿¡]+")
-_CLOSING = regex.compile(rf"[{_QUOTES_AND_PAUSES}\p{{Pe}}\p{{Terminal_Punctuation}}]+$")
+_CLOSING = regex.compile(rf"(?r)[{_QUOTES_AND_PAUSES}\p{{Pe}}\p{{Terminal_Punctuation}}]+$")
 
 
 def _unified(text: str) -> str:
