@@ -5,6 +5,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.runs import check_data, checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
@@ -21,6 +22,10 @@ def main(config: EvaluateConfig) -> int:
 
     from instruct_lm.evaluation.responses import RESPONSES, find_responses
 
+    if not config.model.is_complete:
+        from instruct_lm.commands import build
+
+        config = build.resolve(config, build.build_fetcher(config))
     run = config.run if config.checkpoint != UNTUNED else None
     checkpoint = checkpoint_path(run, config.checkpoint) if run is not None else None
     made_by = config.model_dump(include={"model", "data", "prompt", "lora", "generation", "seed", "split"})
@@ -34,6 +39,7 @@ def main(config: EvaluateConfig) -> int:
 
 def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, Any]) -> None:
     """Answer the split and save the answers."""
+    fetch_sources(config, weights=checkpoint is None or config.lora.rank > 0)
     from tqdm import tqdm
 
     from instruct_lm.commands import build

@@ -6,8 +6,9 @@ import time
 from contextlib import redirect_stdout
 from typing import Any
 
+from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
-from instruct_lm.commands.runs import is_complete, limits, record_data
+from instruct_lm.commands.runs import is_complete, limits, record_data, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import RunError
@@ -23,7 +24,8 @@ def main(config: TrainConfig) -> None:
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
         return finish(config)
 
-    # Imported here, so that --help and mistakes on the command line need no torch.
+    fetch_sources(config)
+    # Imported here, so that --help, mistakes on the command line and missing files need no torch.
     from lightning.pytorch import seed_everything
 
     from instruct_lm.commands import build
@@ -36,6 +38,9 @@ def main(config: TrainConfig) -> None:
     seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
+    if not config.model.is_complete:
+        config = build.resolve(config, fetcher)
+        save_config(config)  # so that the run explains itself, also without its base
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()

@@ -190,7 +190,7 @@ def tokens(args: argparse.Namespace) -> Tables:
     from instruct_lm.data.encoding import encode_cached
     from instruct_lm.data.prompts import ALPACA
     from instruct_lm.data.tokenizer import load_tokenizer
-    from instruct_lm.io.sources import Fetcher
+    from instruct_lm.io.fetcher import Fetcher
 
     model = model_conf("smollm2-135m")
     tokenizer = load_tokenizer(Fetcher().fetch(str(model["weights"]), sha256=str(model["weights_sha256"])))
@@ -218,7 +218,7 @@ def agreement(_: argparse.Namespace) -> Tables:
     """Judges against GPT-4, on the book's example answers and the scores that its repository publishes with them."""
     from instruct_lm.evaluation import statistics as ours
     from instruct_lm.evaluation.judges.reference import ReferenceJudge
-    from instruct_lm.io.sources import Fetcher
+    from instruct_lm.io.fetcher import Fetcher
 
     def load(name: str) -> Any:
         return json.loads(Fetcher().fetch(f"{EXAMPLE_ANSWERS}/{name}").read_text(encoding="utf-8"))

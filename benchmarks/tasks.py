@@ -41,7 +41,7 @@ def rows(size: str) -> tuple[str, list[Row]]:
     from instruct_lm.data.pieces import Kind
     from instruct_lm.data.prompts import ALPACA
     from instruct_lm.data.tokenizer import load_tokenizer
-    from instruct_lm.io.sources import Fetcher
+    from instruct_lm.io.fetcher import Fetcher
 
     real, gpt2 = SHARED / "data" / "instruction-data.json", sorted(SHARED.glob("tiktoken/*"), key=_file_size)
     if size.startswith("gpt2") and gpt2:

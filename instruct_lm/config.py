@@ -52,6 +52,12 @@ Url = Annotated[str, _like("https?://.+", "an address that begins with http:// o
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 PromptWeight = Annotated[float, Field(ge=0, le=1)]
+# fmt: off
+DataField = Literal[
+    "instruction", "input", "output", "prompt", "completion", "response",
+    "messages", "conversations", "system", "history",
+]
+# fmt: on
 Target = Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]
 
 
@@ -61,28 +67,45 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ModelConfig(Group):
-    """A transformer, its weights and its tokenizer."""
+OPEN = (
+    *("name", "tokenizer", "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "norm", "norm_eps"),
+    *("position", "rope_base", "activation", "bias", "qkv_bias", "qk_norm", "tied"),
+)
+"""Keys of `ModelConfig` that null leaves to the base's own files."""
 
-    name: Text = Field(description="the name in summaries and reports")
-    weights: Source | None = Field(description="a source; null: random weights")
+
+class ModelConfig(Group):
+    """A transformer, its weights and its tokenizer; null in `OPEN` keys: as the base's own files say (model=auto)."""
+
+    name: Text | None = Field(description="the name in summaries and reports; null: the base's")
+    weights: Source | None = Field(description="a source: a folder, repository or file; null: random weights")
     weights_sha256: Sha256 | None = Field(description="its hash; null: no check")
-    tokenizer: Source = Field(description="a source: merges.txt or a GGUF file; or bytes")
+    tokenizer: Source | None = Field(description="a source: a folder, repository, merges.txt or GGUF file; or bytes")
     tokenizer_sha256: Sha256 | None = Field(description="its hash; null: no check")
-    vocab_size: Count = Field(description="rows of the embedding")
-    block_size: Length = Field(description="longest sequence, tokens")
-    n_layer: Count = Field(description="blocks")
-    n_head: Count = Field(description="attention heads")
+    vocab_size: Count | None = Field(description="rows of the embedding; null, here and below: the base's own")
+    block_size: Length | None = Field(description="longest sequence, tokens")
+    n_layer: Count | None = Field(description="blocks")
+    n_head: Count | None = Field(description="attention heads")
     n_kv_head: Count | None = Field(description="heads of keys and values; null: n_head")
-    n_embd: Count = Field(description="width of the hidden states")
+    head_dim: Count | None = Field(description="width of a head; null: n_embd / n_head")
+    n_embd: Count | None = Field(description="width of the hidden states")
     n_inner: Count | None = Field(description="width inside the MLP; null: 4 n_embd")
-    norm: Literal["layernorm", "rmsnorm"] = Field(description="normalisation")
-    norm_eps: Positive = Field(description="its epsilon")
-    position: Literal["learned", "rotary"] = Field(description="position embedding")
-    rope_base: Positive = Field(description="rotary only")
-    activation: Literal["gelu", "swiglu"] = Field(description="of the MLP; gelu in its tanh form")
-    bias: bool = Field(description="whether linear layers have one")
+    norm: Literal["layernorm", "rmsnorm"] | None = Field(description="normalisation")
+    norm_eps: Positive | None = Field(description="its epsilon")
+    position: Literal["learned", "rotary"] | None = Field(description="position embedding")
+    rope_base: Positive | None = Field(description="rotary only")
+    rope_factors: list[Positive] | None = Field(description="divisors of the rotary frequencies; null: none")
+    activation: Literal["gelu", "swiglu"] | None = Field(description="of the MLP; gelu in its tanh form")
+    bias: bool | None = Field(description="whether linear layers have one")
+    qkv_bias: bool | None = Field(description="whether those of queries, keys and values alone have one")
+    qk_norm: bool | None = Field(description="whether queries and keys are normalised")
+    tied: bool | None = Field(description="whether the output head is the token embedding")
     dropout: BelowOne = Field(description="over 0 needs data.layout=padded")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to the base's own files."""
+        return all(getattr(self, key) is not None for key in OPEN)
 
 
 class DataConfig(Group):
@@ -91,6 +114,9 @@ class DataConfig(Group):
     name: Text = Field(description="the name in summaries and reports")
     source: Source = Field(description="a source, or sample: the entries that come with the package")
     sha256: Sha256 | None = Field(description="its hash; null: no check")
+    columns: dict[DataField, Text] | None = Field(description="our key: the file's, as {instruction: question}")
+    unusable: Literal["drop", "error"] = Field(description="for entries with a blank request or response")
+    clean: bool = Field(description='true: an input such as <noinput> or "N/A" counts as none')
     train_fraction: Fraction = Field(description="the first entries")
     test_fraction: Fraction = Field(description="the next; the rest is the validation split")
     shuffle: bool = Field(description="true: shuffle by seed before the split")
@@ -153,7 +179,7 @@ class LoraConfig(Group):
     """Low-rank adapters."""
 
     rank: Annotated[int, Field(ge=0)] = Field(description="0: full fine-tuning")
-    alpha: NotNegative = Field(description="adapters are scaled by alpha / rank")
+    alpha: NotNegative = Field(description="adapters are scaled by alpha / rank (the book's appendix E: by alpha)")
     dropout: BelowOne = Field(description="over 0 needs data.layout=padded")
     targets: list[Target] = Field(description="linear layers of each block; [] with rank 0")
     base_dtype: Literal["float32", "bfloat16"] = Field(description="bfloat16: half the memory of frozen matrices")
@@ -257,8 +283,9 @@ def _read_model(name: str) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`."""
+    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`; the value of `data.columns` stays whole."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        group = isinstance(value, Mapping) and prefix + name != "data.columns"
+        flat |= flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
     return flat

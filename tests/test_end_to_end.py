@@ -492,7 +492,7 @@ def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path) -> None:
     from instruct_lm.commands import build
     from instruct_lm.commands.runs import load_run_config
     from instruct_lm.data.conversation import Conversation
-    from instruct_lm.io.sources import Fetcher
+    from instruct_lm.io.fetcher import Fetcher
 
     run = lora / "run"
     check_run(run)

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from instruct_lm.commands.check_config import AnyConfig, make_config
+from instruct_lm.commands.fetch import build_fetcher as build_fetcher
 from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
@@ -15,7 +17,8 @@ from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge
 from instruct_lm.evaluation.judges.factory import make_judge
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
+from instruct_lm.model.description import complete
 from instruct_lm.model.generation import Sampling
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora, merge_lora
@@ -49,19 +52,35 @@ def choose_accelerator(device: DeviceConfig) -> str:
     return accelerator
 
 
-def build_fetcher(config: CommonConfig) -> Fetcher:
-    """The downloader of a run's sources."""
-    return Fetcher(Path(config.cache_dir) if config.cache_dir else None, offline=config.offline, mirror=config.mirror)
+def resolve(config: AnyConfig, fetcher: Fetcher) -> AnyConfig:
+    """The configuration with nothing left to the base's own files; those are fetched if something is.
+
+    Raises:
+        InputError: The base does not describe itself, or not as stated; or the sizes go with no other setting.
+    """
+    if config.model.is_complete:
+        return config
+    values = config.model_dump() | {"model": resolve_model(config.model, fetcher).model_dump()}
+    return make_config(type(config), values)
+
+
+def resolve_model(model: ModelConfig, fetcher: Fetcher) -> ModelConfig:
+    """A model's sizes, tokenizer and name from its base's own files, where the configuration leaves them open."""
+    if model.is_complete:
+        return model
+    if model.weights is None:
+        raise InputError("model.weights=null: without a base, all sizes must be given.")
+    return complete(model, fetcher.fetch(model.weights, sha256=model.weights_sha256))
 
 
 def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
-    """The tokenizer of a model.
+    """The tokenizer of a resolved model.
 
     Raises:
         InputError: It has more ids than the model has embeddings.
     """
-    tokenizer = load_tokenizer(fetcher.fetch(model.tokenizer, sha256=model.tokenizer_sha256))
-    if tokenizer.vocab_size > model.vocab_size:
+    tokenizer = load_tokenizer(fetcher.fetch(str(model.tokenizer), sha256=model.tokenizer_sha256))
+    if tokenizer.vocab_size > GPTConfig.of(model).vocab_size:
         sizes = f"has {tokenizer.vocab_size} ids, model.vocab_size={model.vocab_size}"
         raise InputError(f"model.tokenizer={model.tokenizer} {sizes} is too small: give the model's own tokenizer.")
     return tokenizer
@@ -127,7 +146,7 @@ def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetche
         config.data.source,
         tokenizer,
         config.prompt.style,
-        block_size=config.model.block_size,
+        block_size=GPTConfig.of(config.model).block_size,
         fetcher=fetcher,
         seed=config.seed,
         cache_dir=fetcher.cache_dir / "tokens" if fetcher.cache_dir else None,

@@ -46,7 +46,7 @@ def load(options: argparse.Namespace) -> Responder:
     Raises:
         InputError: No run folder, no such checkpoint or device, or a setting out of range.
     """
-    from instruct_lm.commands.build import build_fetcher, load_responder
+    from instruct_lm.commands.build import build_fetcher, load_responder, resolve
     from instruct_lm.commands.check_config import make_config, nest
     from instruct_lm.commands.runs import checkpoint_path, load_run_config
     from instruct_lm.config import TrainConfig, flatten
@@ -59,7 +59,8 @@ def load(options: argparse.Namespace) -> Responder:
     if values["generation.temperature"] == 0:
         values |= {"generation.top_k": None, "generation.top_p": None}
     config = make_config(TrainConfig, nest(values))
-    return load_responder(config, checkpoint, build_fetcher(config))
+    fetcher = build_fetcher(config)
+    return load_responder(resolve(config, fetcher), checkpoint, fetcher)
 
 
 def answers(responder: Responder, instruction: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from instruct_lm.config import COMMANDS, CommonConfig, Group, flatten
+from instruct_lm.config import COMMANDS, OPEN, CommonConfig, Group, flatten
 from instruct_lm.errors import InputError
 
 AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
@@ -67,7 +67,7 @@ def find_faults(kind: type[Group], values: Values) -> dict[str, str]:
                 names.pop()  # an index of a list, a branch of a union
             key = ".".join(names)
             or_null = ", or null" if NoneType in get_args(known[key].annotation) else ""
-            if isinstance(value, (bool, list)) or value is None:
+            if isinstance(value, (bool, dict, list)) or value is None:
                 value = json.dumps(value, separators=(",", ":")).replace('"', "")  # as the user types it
             words = detail["msg"].replace("Input should be", "must be").replace("'", "")
             faults.setdefault(key, f"{key}={value} {words}{or_null}.")
@@ -115,6 +115,10 @@ def nest(flat: Values) -> dict[str, Any]:
 
 def _heads(v: Values) -> Iterator[str]:
     width, heads, shared = v["model.n_embd"], v["model.n_head"], v["model.n_kv_head"]
+    if width is None or heads is None:  # the base's own
+        return
+    if v["model.head_dim"] is not None:
+        width = heads * v["model.head_dim"]
     if width % heads:
         yield f"model.n_embd={width} is not a multiple of model.n_head={heads}: change one."
     elif v["model.position"] == "rotary" and width // heads % 2:
@@ -123,9 +127,17 @@ def _heads(v: Values) -> Iterator[str]:
         yield f"model.n_head={heads} is not a multiple of model.n_kv_head={shared}: change one."
 
 
+def _base(v: Values) -> Iterator[str]:
+    if v["model.weights"] is None and (unknown := [key for key in OPEN if v[f"model.{key}"] is None]):
+        yield (
+            f"model.{unknown[0]}=null takes it from the base's own files, and model.weights=null names none: give "
+            "model.weights=<folder>, <file.gguf> or hf:<owner>/<repo>@<revision>."
+        )
+
+
 def _longest(v: Values) -> Iterator[str]:
     length, longest = v["data.max_length"], v["model.block_size"]
-    if length is not None and length > longest:
+    if length is not None and longest is not None and length > longest:
         yield f"data.max_length={length} is over model.block_size={longest}: use at most that, or null for all of it."
 
 
@@ -190,6 +202,6 @@ def _judges(v: Values) -> Iterator[str]:
 
 
 _COMBINATIONS: tuple[Callable[[Values], Iterator[str]], ...] = (
-    *(_heads, _longest, _fractions, _greedy, _prompt_weight, _dropout),
+    *(_heads, _base, _longest, _fractions, _greedy, _prompt_weight, _dropout),
     *(_adapters, _in_backward, _limits, _answers, _judges),
 )

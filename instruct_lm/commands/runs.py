@@ -33,7 +33,7 @@ FROM_RUN = ("model", "data", "prompt", "lora", "generation", "seed", "cache_dir"
 FIXED_BY_RUN = ("model", "prompt", "lora", "seed")
 """Those of them that cannot be given: the weights were trained with them."""
 
-SPLIT_KEYS = ("data.train_fraction", "data.test_fraction", "data.shuffle", "data.limit")
+SPLIT_KEYS = ("data.train_fraction", "data.test_fraction", "data.shuffle", "data.limit", "data.columns", "data.clean")
 """Another value would move entries that the run was trained on into the split to evaluate."""
 
 
@@ -174,6 +174,8 @@ def _merge(
     for key in values.keys() & mine.keys() - {"output_dir", "resume"}:
         if _within(key, may_change) and _within(key, given):
             values[key] = mine[key]
+        elif key.startswith("model.") and mine[key] is None:
+            continue  # the run took it from its base
         elif _within(key, given) and values[key] != mine[key]:
             differing.append(f"{key}={values[key]}, not {mine[key]}")
     if differing:
@@ -205,7 +207,7 @@ def save_config(config: TrainConfig) -> None:
 
 
 def record_data(folder: Path, source: str, file: Path) -> None:
-    """Record the hash of the data file that a run is made from; of a run that goes on, compare it as `check_data` does."""
+    """Record the hash of the data file that a run is made from; a run that goes on is checked as by `check_data`."""
     check_data(folder, source, file)
     if file.is_file():
         write_json({"data": {"source": source, "sha256": sha256_of(file)}}, folder / MADE_FROM)

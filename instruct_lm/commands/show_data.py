@@ -10,7 +10,7 @@ import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.commands.show_duplicates import add_options, show_duplicates
-from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, split
+from instruct_lm.data.dataset import Splits, duplicates_between, read_conversations, split
 from instruct_lm.data.encoded import EncodedExample, loss_weights
 from instruct_lm.data.encoded import resolve_prompt_loss_weight as resolve_weight
 from instruct_lm.data.encoding import OVERLONG, encode_conversations
@@ -18,7 +18,8 @@ from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError, listing
-from instruct_lm.io.sources import Fetcher, default_cache_dir
+from instruct_lm.io.fetcher import Fetcher
+from instruct_lm.io.sources import default_cache_dir
 
 _COLOURS = {0.0: "\x1b[90m", 1.0: "\x1b[32m"}  # grey: not trained, green: trained; yellow: in between
 
@@ -27,7 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the statistics of a data file and one entry with its loss weights; returns the exit status."""
     parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
     add = parser.add_argument
-    add("source", nargs="?", default="sample", help="JSON or JSON lines; default: the embedded sample")
+    add(
+        "source",
+        nargs="?",
+        default="sample",
+        help="JSON, JSON lines, CSV, TSV or Parquet; default: the embedded sample",
+    )
+    add("--columns", nargs="+", default=[], metavar="FIELD=KEY", help="keys of other names, such as output=answer")
+    add("--unusable", default="drop", choices=("drop", "error"), help="what becomes of blank entries (default: drop)")
+    add("--clean", action="store_true", help="drop inputs that stand for none, such as <noinput>")
     add("--tokenizer", help="merges.txt, a GGUF file or bytes; default: one in the cache, else bytes")
     add("--style", default="alpaca", choices=[*STYLES, "template"], help="prompt style (default: %(default)s)")
     add("--mask-instructions", action="store_true", help="train on the response only")
@@ -42,7 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     weight = resolve_weight(options.mask_instructions, options.prompt_loss_weight)
-    conversations = load_conversations(Fetcher().fetch(options.source))
+    if wrong := [pair for pair in options.columns if "=" not in pair]:
+        raise InputError(
+            f"--columns {wrong[0]}: write FIELD=KEY, such as output=answer; and the file before --columns."
+        )
+    columns = dict(pair.split("=", 1) for pair in options.columns)
+    conversations, report = read_conversations(
+        Fetcher().fetch(options.source), columns=columns, unusable=options.unusable, clean=options.clean
+    )
     if options.duplicates is not None or options.json is not None:
         return show_duplicates(split(conversations), options.duplicates, options.json)
     shown = [conversation for conversation in conversations if conversation.number == options.entry]
@@ -54,6 +70,7 @@ def _show(options: argparse.Namespace) -> None:
     splits = split(conversations)
 
     print(f"{options.source}: {len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
+    print(*(line for _, line in report), sep="\n")
     print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
     for name, part in splits._asdict().items():
         encoded = encode_conversations(part, tokenizer, style, options.max_length, options.overlong)

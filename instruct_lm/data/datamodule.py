@@ -1,11 +1,11 @@
 """From a data source to batches, as a LightningDataModule."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,7 +21,7 @@ from instruct_lm.data.prompts import get_style
 from instruct_lm.data.sampling import MicroBatch, StepLoader, StepSampler
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class InstructionDataModule(pl.LightningDataModule):
 
     Args:
         source: A source string (see `instruct_lm.io.sources.FORMS`; ``sample`` for the embedded entries), a path, or a
-            list of entries with the keys ``instruction``, ``input`` (optional) and ``output``.
+            list of entries.
         tokenizer: The model's tokenizer.
         style: The prompt style: ``alpaca``, ``phi3``, ``chatml``, or ``template`` for the model's own chat template.
         block_size: Longest row that the model takes, in tokens.
@@ -69,7 +69,7 @@ class InstructionDataModule(pl.LightningDataModule):
         batch_size, group_by_length: As for `StepSampler`, which takes the accumulation from the trainer.
         max_length, overlong: As for `instruct_lm.data.encoding.encode_conversations`, with ``block_size`` for None.
         num_workers: Number of processes that make batches; 0: this process makes them, which is seldom slower.
-        limit: Number of entries to use, from the first; None: all.
+        limit, columns, unusable, clean: As for `instruct_lm.data.dataset.load_conversations`.
         cache_dir: Folder of the token cache; None: no cache.
     """
 
@@ -92,6 +92,9 @@ class InstructionDataModule(pl.LightningDataModule):
     overlong: str = "drop"
     num_workers: int = 0
     limit: int | None = None
+    columns: Mapping[str, str] | None = None
+    unusable: Literal["drop", "error"] = "drop"
+    clean: bool = False
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -132,9 +135,11 @@ class InstructionDataModule(pl.LightningDataModule):
         Raises:
             InputError: Entries are malformed, or a split is empty.
         """
-        conversations = load_conversations(self._local(), self.limit)
+        conversations = load_conversations(
+            self._local(), self.limit, columns=self.columns, unusable=self.unusable, clean=self.clean
+        )
         splits = split(conversations, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
-        log.info("data: %d entries: train %d, test %d, validation %d", len(conversations), *map(len, splits))
+        log.info("splits: train %d, test %d, validation %d", *map(len, splits))
         if duplicates := duplicates_between(splits):
             numbers = ", ".join(str(number) for found in duplicates[0].places.values() for number in found)
             log.warning("%d prompts stand in more than one split, the first in entries %s", len(duplicates), numbers)

@@ -1,106 +1,164 @@
-"""From a file to entries: load, validate, split, find duplicates."""
+"""From a data source to conversations: load, check, split, find duplicates."""
 
-import json
+import logging
 import random
-import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from typing import Any, Literal, NamedTuple
 
 from instruct_lm.data.conversation import Conversation
+from instruct_lm.data.files import read_records
+from instruct_lm.data.records import RecordReader, Unusable
+from instruct_lm.data.shapes import Malformed, shown, shown_columns, suggested_columns
+from instruct_lm.data.wrapped import unwrapped
 from instruct_lm.errors import InputError, listing
 
-_NOT_SPACE = re.compile(r"[^ \t\n\r]")  # JSON's whitespace, which is not Unicode's
+log = logging.getLogger(__name__)
+
 _SAMPLE = Path(__file__).with_name("sample.json")
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("blank", "String should not be blank")
-    return text
+class Loaded(NamedTuple):
+    """The conversations of a source, and what there is to say about them.
+
+    Attributes:
+        conversations: In the order of the source.
+        report: (logging level, line) pairs.
+    """
+
+    conversations: list[Conversation]
+    report: list[tuple[int, str]]
 
 
-class _Entry(BaseModel):
-    instruction: Annotated[str, AfterValidator(_not_blank)]
-    input: str | None = None
-    output: Annotated[str, AfterValidator(_not_blank)]
+def load_conversations(
+    source: str | Path | Sequence[Mapping[str, Any]],
+    limit: int | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    unusable: Literal["drop", "error"] = "drop",
+    clean: bool = False,
+) -> list[Conversation]:
+    """Load and check conversations, and log what was taken.
 
-
-_ENTRIES = TypeAdapter(list[_Entry])
-
-
-def load_conversations(source: str | Path | Sequence[dict[str, Any]], limit: int | None = None) -> list[Conversation]:
-    """Load and check instruction entries.
-
-    An entry is an object with the strings `instruction` and `output`, neither of them blank, and `input`, which may be
-    empty, null or absent. Other keys, such as `model_response`, are ignored. Texts are kept as they are, not stripped.
+    Each entry's shape is recognised by its keys (see `instruct_lm.data.shapes.SHAPES`): Alpaca (`instruction`, `input`,
+    `output`, `system`, `history`), `messages`, ShareGPT (`conversations`) or `prompt` and `completion`. Texts are kept
+    as they are, not stripped. Numbers count as their text; null and NaN count as blank.
 
     Args:
-        source: The path of a JSON list or of JSON lines in UTF-8, with or without a byte-order mark; `sample` for the
-            embedded entries; or a list of entries.
-        limit: Number of entries to use, from the first; None: all. The others are not checked.
+        source: The path of a file in a format of `instruct_lm.data.files.read_records`; `sample` for the embedded
+            entries; or a list of entries.
+        limit: Number of entries to read, from the first; None: all. The rest of the file is not looked at.
+        columns: Field (such as `instruction`) → the key that holds it, for entries with other keys.
+        unusable: What becomes of entries with a blank response or request, or without any: `drop` or `error`.
+        clean: Whether an input that stands for none, such as `<noinput>`, becomes empty.
+
+    Returns:
+        The conversations, each with the number of its entry in the source, from 1.
 
     Raises:
-        InputError: The file cannot be read or parsed (the message gives line and column), there are no entries, or some
-            are malformed (the message lists the first ten by number, from 1, with the fault of each).
+        InputError: The file cannot be read; there are no entries, or none that can be used; or some are malformed, or
+            unusable with `unusable="error"` (the message lists the first ten by number, with the fault of each).
     """
-    if isinstance(source, (str, Path)):
-        path = _SAMPLE if str(source) == "sample" else Path(source)
-        name, entries = str(path), _parse(_read_text(path), path)
-    else:
-        name, entries = "the list of entries", [("", entry) for entry in source]
+    conversations, report = read_conversations(source, limit, columns=columns, unusable=unusable, clean=clean)
+    for level, line in report:
+        log.log(level, "data: %s", line)
+    return conversations
+
+
+def read_conversations(
+    source: str | Path | Sequence[Mapping[str, Any]],
+    limit: int | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    unusable: Literal["drop", "error"] = "drop",
+    clean: bool = False,
+) -> Loaded:
+    """`load_conversations`, with the report returned rather than logged."""
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: must be at least 1, or null for all entries.")
-    entries = entries[:limit]
-    if not entries:
+    if unusable not in ("drop", "error"):
+        raise InputError(f"unusable={unusable}: must be drop or error.")
+    reader = RecordReader(columns, clean)
+    report: list[tuple[int, str]] = []
+    if isinstance(source, (str, Path)):
+        path = _SAMPLE if str(source) == "sample" else Path(source)
+        name, records = str(path), unwrapped(read_records(path), path, reader.columns, report)
+    else:
+        name, records = "the list of entries", iter([("", entry) for entry in source])
+    conversations, malformed, left_out, count = [], [], [], 0
+    for count, (place, record) in enumerate(islice(records, limit), start=1):
+        try:
+            conversations.append(reader.read(record, count))
+        except Malformed as error:
+            malformed.append(f"entry {count}{place}: {error}")
+        except Unusable as error:
+            left_out.append(f"entry {count}{place}: {error}")
+    if not count:
         raise InputError(f"{name} holds no entries.")
-    try:
-        checked = _ENTRIES.validate_python([entry for _, entry in entries])
-    except ValidationError as error:
-        faults: dict[Any, list[str]] = defaultdict(list)
-        for detail in error.errors():
-            index, *keys = detail["loc"]
-            faults[index].append(": ".join([*map(str, keys), detail["msg"].partition(" or instance")[0]]))
-        lines = [f"entry {i + 1}{entries[i][0]}: {', '.join(found)}" for i, found in faults.items()]
-        expected = "expected a JSON list, or JSON lines, of objects with the keys instruction, input and output"
-        summary = f"{name}: {len(faults)} of {len(entries)} entries are malformed; {expected}."
-        raise InputError("\n  ".join([summary, *listing(lines)])) from error
-    return [Conversation.of(e.instruction, e.input or "", e.output, i) for i, e in enumerate(checked, start=1)]
+    if malformed:
+        summary = f"{name}: {len(malformed)} of {count} entries are malformed. {_remedy(reader)}"
+        raise InputError("\n  ".join([summary, *listing(malformed)]))
+    _check_columns_used(name, reader)
+    if left_out and (unusable == "error" or not conversations):
+        remedy = "Correct them" + (", or drop them with data.unusable=drop." if conversations else ".")
+        summary = f"{name}: {len(left_out)} of {count} entries are unusable. {remedy}"
+        raise InputError("\n  ".join([summary, *listing(left_out)]))
+    turns = sum(len(conversation.turns) for conversation in conversations)
+    report.append((logging.INFO, f"{_taken(count, reader)}: {len(conversations)} conversations, {turns} turns"))
+    if left_out:
+        dropped = f"{len(left_out)} of {count} entries are unusable and dropped (data.unusable=drop): "
+        report.append((logging.WARNING, dropped + "; ".join(listing(left_out))))
+    return Loaded(conversations, [*report, *_remarks(reader)])
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"data file {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path} is not UTF-8 text: {error} (line {line}). Save it as JSON in UTF-8.") from error
+def _remedy(reader: RecordReader) -> str:
+    """What to do about malformed entries: name the columns if none has the keys of a shape."""
+    if reader.taken or not reader.unrecognised:
+        return "Correct or remove them."
+    columns = suggested_columns(reader.unrecognised)
+    example = f"data.columns={shown_columns(columns or {'instruction': 'KEY', 'output': 'KEY'})}"
+    return f"Say what its keys ({shown(reader.unrecognised)}) are: {example}"
 
 
-def _parse(text: str, path: Path) -> list[tuple[str, Any]]:
-    """Entries with their places: "" in a JSON list, " (line n)" in JSON lines."""
-    decoder, entries = json.JSONDecoder(), []
-    position, line = 0, 1
-    try:
-        # Read one JSON value after the other: a list of entries is one value, each of the JSON lines is one.
-        while found := _NOT_SPACE.search(text, position):
-            start = found.start()
-            line += text.count("\n", position, start)
-            value, position = decoder.raw_decode(text, start)
-            entries.append((f" (line {line})", value))
-            line += text.count("\n", start, position)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (RecursionError, ValueError) as error:  # brackets nested too deeply, a number of thousands of digits
-        raise InputError(f"{path}, line {line}: {error}.") from error
-    if len(entries) == 1 and isinstance(entries[0][1], list):
-        return [("", entry) for entry in entries[0][1]]
-    return entries
+def _check_columns_used(name: str, reader: RecordReader) -> None:
+    """An InputError if a key of `data.columns` is in no entry, or none of its shape's."""
+    for field, key in reader.columns.items():
+        if not any(field in layout.keys for layout in reader.layouts.values()):
+            keys = shown(list(dict.fromkeys(chain.from_iterable(reader.layouts))))
+            fault = f"data.columns={shown_columns(reader.columns)}: nothing in {name} takes {field} from {key}"
+            raise InputError(f"{fault}. Its keys are {keys}; leave {field} out or give one of them.")
+
+
+def _taken(count: int, reader: RecordReader) -> str:
+    """Such as "1100 entries as Alpaca (instruction, input, output)"."""
+    parts = []
+    for name, taken in reader.taken.items():
+        used = [layout.keys for layout in reader.layouts.values() if layout.shape.name == name]
+        pairs = dict.fromkeys(pair for keys in used for pair in keys.items())
+        fields = ", ".join(field if field == key else f"{field}={key}" for field, key in pairs)
+        parts.append(f"{taken} as {name} ({fields})" if len(reader.taken) > 1 else f"as {name} ({fields})")
+    return f"{count} entries{':' if len(parts) > 1 else ''} {', '.join(parts)}"
+
+
+def _remarks(reader: RecordReader) -> Iterator[tuple[int, str]]:
+    """What was counted, a line for each kind."""
+    clean = "are dropped from the prompt" if reader.clean else "stay in the prompt; data.clean=true drops them"
+    lines = {
+        "number": (logging.INFO, "numbers count as their text: {}"),
+        "null": (logging.INFO, "null and NaN count as blank: {}"),
+        "placeholder": (logging.INFO if reader.clean else logging.WARNING, f"inputs that stand for none {clean}: {{}}"),
+        "cut": (logging.WARNING, "what follows the last response is cut: {}"),
+        "unused": (logging.WARNING, "keys that nothing uses: {}"),
+    }
+    for kind, (level, line) in lines.items():
+        found = [
+            f"{name} ({n} {'entry' if n == 1 else 'entries'})"
+            for (of, name), n in reader.counts.most_common()
+            if of == kind
+        ]
+        if found:
+            yield level, line.format(", ".join(listing(found)))
 
 
 class Splits(NamedTuple):
@@ -112,7 +170,7 @@ class Splits(NamedTuple):
 
 
 def split(
-    examples: Sequence[Conversation],
+    conversations: Sequence[Conversation],
     train_fraction: float = 0.85,
     test_fraction: float = 0.10,
     shuffle: bool = False,
@@ -121,7 +179,7 @@ def split(
     """Split n entries as the book does: the first int(n · train_fraction), the next int(n · test_fraction), the rest.
 
     Args:
-        examples: The n entries.
+        conversations: The n entries.
         train_fraction: Share of the training split, in (0, 1).
         test_fraction: Share of the test split, in (0, 1).
         shuffle: Whether to shuffle a copy of the entries first.
@@ -130,7 +188,7 @@ def split(
     Raises:
         InputError: A split would be empty.
     """
-    n = len(examples)
+    n = len(conversations)
     train, test = int(n * train_fraction), int(n * test_fraction)
     validation = n - train - test
     if min(train, test, validation) < 1:
@@ -138,7 +196,7 @@ def split(
             f"{n} entries with train_fraction={train_fraction} and test_fraction={test_fraction} give train {train}, "
             f"test {test}, validation {validation}: each needs at least 1. Use more entries or other fractions."
         )
-    order = list(examples)
+    order = list(conversations)
     if shuffle:
         random.Random(seed).shuffle(order)
     return Splits(order[:train], order[train : train + test], order[train + test :])
@@ -159,8 +217,9 @@ class Duplicate(NamedTuple):
 def duplicates_between(splits: Splits) -> list[Duplicate]:
     """Prompts that occur in more than one split; case and spacing do not matter."""
     found: dict[tuple[str, ...], Duplicate] = {}
-    for name, examples in splits._asdict().items():
-        for example in examples:
-            key = tuple(" ".join(text.casefold().split()) for turn in example.prompt for text in turn)
-            found.setdefault(key, Duplicate(example, {})).places.setdefault(name, []).append(example.number)
+    for name, conversations in splits._asdict().items():
+        for conversation in conversations:
+            key = tuple(" ".join(text.casefold().split()) for turn in conversation.prompt for text in turn)
+            duplicate = found.setdefault(key, Duplicate(conversation, {}))
+            duplicate.places.setdefault(name, []).append(conversation.number)
     return [duplicate for duplicate in found.values() if len(duplicate.places) > 1]

@@ -84,6 +84,11 @@ def prompt_text(style: PromptStyle, turns: Sequence[Turn]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
+def full_text(style: PromptStyle, turns: Sequence[Turn]) -> str:
+    """The whole text that training sees, without end tokens that have no text in this style."""
+    return "".join(piece.text for piece in style.pieces(turns))
+
+
 def extract_response(generated: str, style: PromptStyle) -> str:
     r"""Return the response in a text that a model generated, without the response header and surrounding whitespace.
 

@@ -7,14 +7,14 @@ gradients and greedy answers equal the plain model's to rounding (`tests/fast/te
 from torch import nn
 
 from instruct_lm.fast.linear import FastFrozenLinear, FastLinear, FastLoRALinear
-from instruct_lm.fast.loss import TiedEmbedding, chunked_loss, packed_loss
+from instruct_lm.fast.loss import InPlaceEmbedding, chunked_loss, packed_loss
 from instruct_lm.fast.packing import PackedAttention, PackedGPT
 from instruct_lm.model.gpt import GPT, CausalSelfAttention
 from instruct_lm.model.lora import FrozenLinear, LoRALinear
 
 FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: FastLinear,
-    nn.Embedding: TiedEmbedding,
+    nn.Embedding: InPlaceEmbedding,
     FrozenLinear: FastFrozenLinear,
     LoRALinear: FastLoRALinear,
     CausalSelfAttention: PackedAttention,

@@ -1,4 +1,4 @@
-"""Head and loss in pieces, so that no full matrix of logits is held, and the tied embedding's gradient in place."""
+"""Head and loss in pieces, so that no full matrix of logits is held, and the embedding's gradient in place."""
 
 from typing import Any
 
@@ -148,8 +148,8 @@ class _Lookup(torch.autograd.Function):
         return None, None
 
 
-class TiedEmbedding(nn.Embedding):
-    """`torch.nn.Embedding` that adds its gradient to the one that the head, the same matrix, has left in ``grad``.
+class InPlaceEmbedding(nn.Embedding):
+    """`torch.nn.Embedding` that adds its gradient to what is in ``grad``: if tied, to what the head has left there.
 
     Autograd would make a second matrix of the vocabulary's size and add the two: 3% of the peak memory of GPT-2 355M.
     """

@@ -96,10 +96,10 @@ class PackedAttention(CausalSelfAttention):
     """Attention that takes a packed sequence too."""
 
     def attend(self, heads: Tensor, *, packing: Packing | None = None, **options: Any) -> Tensor:
-        """(T, H + 2K, D) → (T, C) with a ``packing``, else as its base."""
+        """(T, H + 2K, D) → (T, H · D) with a ``packing``, else as its base."""
         if packing is None:
             return super().attend(heads, **options)
-        rows = super().attend(_Unpack.apply(heads, packing), **options)  # (B, L, C)
+        rows = super().attend(_Unpack.apply(heads, packing), **options)  # (B, L, H · D)
         return _Pack.apply(rows, packing)
 
 

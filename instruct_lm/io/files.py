@@ -49,8 +49,11 @@ def write_json(value: Any, path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes: 64 hex digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def file_stamps(*paths: str | Path | None) -> dict[str, list[int]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import move_into_place, sha256_of
 
+_GZIP = b"\x1f\x8b"
+
 
 def beside(path: Path, suffix: str) -> Path:
     """The path with `suffix` appended to its name."""
@@ -63,6 +65,8 @@ def _check_kind(path: Path, name: str) -> None:
     suffix, size = Path(name).suffix.lower(), path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
+        file.seek(max(0, size - 4))
+        tail = file.read()
     if not is_page(name) and head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise InputError("it is a web page")
     if suffix == ".gguf" and not head.startswith(b"GGUF"):
@@ -70,11 +74,23 @@ def _check_kind(path: Path, name: str) -> None:
     # safetensors: u64 length of the header, then the header, a JSON object
     if suffix == ".safetensors" and (head[8:9] != b"{" or int.from_bytes(head[:8], "little") > size - 8):
         raise InputError("it has no safetensors header")
-    if suffix == ".json":
-        try:
-            json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"it is not JSON ({error})") from error
+    if suffix == ".parquet" and not (head.startswith(b"PAR1") and tail == b"PAR1"):
+        raise InputError("it does not begin and end with PAR1")
+    if suffix == ".gz" and not head.startswith(_GZIP):
+        raise InputError("it does not begin as gzip does")
+    if suffix == ".json" and not head.startswith(_GZIP):
+        _check_json(path)
+
+
+def _check_json(path: Path) -> None:
+    """JSON, or JSON lines, which many data sets name .json."""
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        with contextlib.suppress(ValueError, RecursionError), path.open("rb") as file:
+            if isinstance(json.loads(file.readline()), dict):
+                return
+        raise InputError(f"it is not JSON ({error})") from error
 
 
 def is_page(name: str) -> bool:

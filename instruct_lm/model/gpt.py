@@ -1,4 +1,4 @@
-"""One decoder-only transformer: GPT-2 or Llama-style, by configuration.
+"""One decoder-only transformer: GPT-2, Llama, Qwen2 or Qwen3, by configuration.
 
 Shapes in comments: B rows, L tokens per row, C = n_embd, H = n_head, K = n_kv_head, D = head_dim, V = vocab_size.
 """
@@ -18,8 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lm.model.cache import KVCache
-
-Rope = tuple[Tensor, Tensor]  # cosines and sines, (..., 1, D / 2) each
+from instruct_lm.model.rope import Rope, make_rope, rotate
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -33,13 +32,18 @@ class GPTConfig:
         block_size: Longest sequence, in tokens.
         n_layer, n_head, n_embd: Blocks, attention heads and hidden width.
         n_kv_head: Heads of keys and values, each shared by ``n_head / n_kv_head`` query heads; None: ``n_head``.
+        head_dim: Width of a head; None: ``n_embd / n_head``.
         n_inner: Width of the MLP; None: ``4 * n_embd``.
         norm: ``layernorm`` or ``rmsnorm``.
         norm_eps: Added to the variance.
         position: ``learned`` (GPT-2) or ``rotary`` (Llama).
         rope_base: Base of the rotary frequencies.
+        rope_factors: Divisors of the ``head_dim / 2`` rotary frequencies (Llama 3); None: all 1.
         activation: ``gelu`` (tanh form, as GPT-2's) or ``swiglu``.
-        bias: Whether linear layers have a bias.
+        bias: Whether all linear layers of a block have a bias.
+        qkv_bias: Whether the projections to queries, keys and values have one without the others (Qwen2).
+        qk_norm: Whether queries and keys are normalised, each head by itself, before the rotation (Qwen3).
+        tied: Whether the output head is the token embedding.
         dropout: Probability, on embeddings, attention and residual branches.
 
     Raises:
@@ -52,19 +56,28 @@ class GPTConfig:
     n_head: int = 12
     n_embd: int = 768
     n_kv_head: int | None = None
+    head_dim: int | None = None
     n_inner: int | None = None
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
     position: Literal["learned", "rotary"] = "learned"
     rope_base: float = 10000.0
+    rope_factors: tuple[float, ...] | None = None
     activation: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = True
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.n_embd % self.n_head or self.n_head % self.kv_heads:
+        if (self.head_dim is None and self.n_embd % self.n_head) or self.n_head % self.kv_heads:
             sizes = f"n_embd={self.n_embd}, n_head={self.n_head}, n_kv_head={self.kv_heads}"
             raise ValueError(f"{sizes}: each must be a multiple of the next")
+        if self.position == "rotary" and self.head_width % 2:
+            raise ValueError(f"heads of width {self.head_width}: rotary positions need an even width")
+        if self.rope_factors is not None and len(self.rope_factors) != self.head_width // 2:
+            raise ValueError(f"{len(self.rope_factors)} rope_factors for heads of width {self.head_width}: give half")
 
     @classmethod
     def of(cls, settings: object) -> GPTConfig:
@@ -77,20 +90,14 @@ class GPTConfig:
         return self.n_kv_head or self.n_head
 
     @property
-    def head_dim(self) -> int:
+    def head_width(self) -> int:
         """Width of one head."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
 
     @property
     def inner(self) -> int:
         """Width of the MLP."""
         return self.n_inner or 4 * self.n_embd
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x, (..., heads, D), by its positions (https://arxiv.org/abs/2104.09864), in two halves as HF's Llama."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -99,9 +106,12 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer  # its place in the cache
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
-        self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_width
+        heads = config.n_head + 2 * config.kv_heads
+        self.qkv = nn.Linear(config.n_embd, heads * self.head_dim, bias=config.bias or config.qkv_bias)
+        self.proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, rope: Rope | None = None, **options: Any) -> Tensor:
@@ -111,13 +121,16 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: Tensor, rope: Rope | None) -> Tensor:
         """Queries, keys and values side by side: (..., C) → (..., H + 2K, D)."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=-2)
+            heads = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-2)
         if rope is None:
             return heads
         rotated = self.n_head + self.n_kv_head  # values are not rotated
         return torch.cat((rotate(heads[..., :rotated, :], *rope), heads[..., rotated:, :]), dim=-2)
 
     def attend(self, heads: Tensor, *, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """Weighted means of the values: (B, L, H + 2K, D) → (B, L, C).
+        """Weighted means of the values: (B, L, H + 2K, D) → (B, L, H · D).
 
         A cache takes in the keys and values. With a ``mask``, the queries see all that it then holds; see `GPT.decode`.
         """
@@ -130,7 +143,7 @@ class CausalSelfAttention(nn.Module):
         k, v = kv.chunk(2, dim=1)
         dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head != self.n_head
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
-        return y.transpose(1, 2).flatten(2)  # (B, L, C)
+        return y.transpose(1, 2).flatten(2)  # (B, L, H · D)
 
 
 class MLP(nn.Module):
@@ -169,7 +182,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids to logits; the output head is the token embedding (tied).
+    """Token ids to logits.
 
     It starts with GPT-2's random weights, unless it is made on the meta device.
 
@@ -190,6 +203,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = NORMS[config.norm](config.n_embd, eps=config.norm_eps)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if not self.wte.weight.is_meta:
             self.init_weights()
 
@@ -204,13 +218,13 @@ class GPT(nn.Module):
                 std = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:
-                nn.init.constant_(parameter, 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
+                nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)  # of a norm, or a bias
         return self
 
     @property
     def head_weight(self) -> Tensor:
         """(V, C), the matrix that turns hidden states into logits."""
-        return self.wte.weight
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     @property
     def dtype(self) -> torch.dtype:
@@ -239,8 +253,11 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
         x = self.wte(input_ids).to(self.dtype)
-        rope = self._rope(position_ids, x.dtype) if self.wpe is None else None
-        if self.wpe is not None:
+        rope = None
+        if self.wpe is None:
+            c = self.config
+            rope = make_rope(position_ids, c.head_width, c.rope_base, c.rope_factors, x.dtype)
+        else:
             x = x + self.wpe(position_ids).to(self.dtype)
         x = self.dropout(x)
         for block in self.h:
@@ -252,7 +269,7 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for so many rows of at most ``capacity`` tokens."""
-        shape = (self.config.n_layer, batch_size, 2 * self.config.kv_heads, capacity, self.config.head_dim)
+        shape = (self.config.n_layer, batch_size, 2 * self.config.kv_heads, capacity, self.config.head_width)
         return KVCache(shape, self.dtype, self.wte.weight.device)
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
@@ -268,13 +285,6 @@ class GPT(nn.Module):
         hidden = self.hidden_states(input_ids[:, None], cache.lengths[:, None], cache=cache, mask=mask)
         cache.lengths += 1
         return hidden[:, 0]
-
-    def _rope(self, position_ids: Tensor, dtype: torch.dtype) -> Rope:
-        """Cosines and sines (..., 1, D / 2) of each position's angles."""
-        dims = torch.arange(0, self.config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
-        inverse_frequency = self.config.rope_base ** (-dims / self.config.head_dim)
-        angles = (position_ids[..., None].float() * inverse_frequency)[..., None, :]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:

@@ -16,11 +16,11 @@ import yaml
 
 from instruct_lm.config import flatten
 from instruct_lm.data.conversation import Conversation
-from instruct_lm.data.dataset import duplicates_between, load_conversations, split
+from instruct_lm.data.dataset import duplicates_between, read_conversations, split
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.responses import MADE_BY, RESPONSES, load_responses
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
-from instruct_lm.io.sources import Fetcher
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
@@ -87,7 +87,9 @@ class Evaluation:
         data, cache_dir = self.config["data"], self.config.get("cache_dir")
         fetcher = Fetcher(Path(cache_dir) if cache_dir else None, offline=True, mirror=self.config.get("mirror"))
         try:
-            examples = load_conversations(fetcher.fetch(data["source"], sha256=data["sha256"]), data["limit"])
+            file, reading = fetcher.fetch(data["source"], sha256=data["sha256"]), ("columns", "unusable", "clean")
+            options = {key: data[key] for key in reading if key in data}
+            examples = read_conversations(file, data["limit"], **options).conversations
         except InputError:  # the file is not on this machine, or another one
             return None
         splits = split(examples, data["train_fraction"], data["test_fraction"], data["shuffle"], self.config["seed"])

@@ -74,15 +74,17 @@ class TrainingMemory:
         """The estimate for the whole process, in bytes."""
         c = self.model
         weights = self.parameters * (self.base_bytes if self.lora_rank else FLOAT)
-        # In the backward pass, the embedding's gradient and two of the largest matrices' are held at once.
-        gradients = FLOAT * (c.n_embd * (c.vocab_size + 2 * c.inner) if self.in_backward else self.trained)
+        # In the backward pass, those of embedding and head and two of the largest matrices' are held at once.
+        vocabulary = c.vocab_size * (1 if c.tied else 2)
+        gradients = FLOAT * (c.n_embd * (vocabulary + 2 * c.inner) if self.in_backward else self.trained)
         states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
         # Autograd saves the inputs of norms, products and activation functions (packed) and of attention (padded).
-        qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
-        rotated = 2 * qkv if c.position == "rotary" else 0
+        attended = c.n_head * c.head_width
+        qkv = attended + 2 * c.kv_heads * c.head_width
+        rotated = qkv * (2 * (c.position == "rotary") + c.qk_norm)
         inner = c.inner * (5 if c.activation == "swiglu" else 2)
-        packed = 5 * c.n_embd + rotated + inner + 4 * self.lora_rank  # numbers per token
-        block = FLOAT * (self.packed_tokens * packed + self.padded_tokens * (qkv + c.n_embd))
+        packed = 4 * c.n_embd + attended + rotated + inner + 4 * self.lora_rank  # numbers per token
+        block = FLOAT * (self.packed_tokens * packed + self.padded_tokens * (qkv + attended))
         checkpoints = c.n_layer * self.packed_tokens * c.n_embd * FLOAT
         activations = block + checkpoints if self.activation_checkpointing else c.n_layer * block
         # Logits and their gradient, and a frozen head in a small dtype widened in part (all of it at most).

@@ -15,7 +15,8 @@ from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import RunError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.io.fetcher import Fetcher
+from instruct_lm.model.description import complete
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder, Response
@@ -66,11 +67,13 @@ class InstructionTuner(pl.LightningModule):
             DownloadError: The files cannot be fetched.
         """
         settings, fetcher = model_config(name), Fetcher()
-        tokenizer = load_tokenizer(fetcher.fetch(settings.tokenizer, sha256=settings.tokenizer_sha256))
+        if settings.weights is not None:
+            weights = fetcher.fetch(settings.weights, sha256=settings.weights_sha256)
+            settings = settings if settings.is_complete else complete(settings, weights)
+        tokenizer = load_tokenizer(fetcher.fetch(str(settings.tokenizer), sha256=settings.tokenizer_sha256))
         if settings.weights is None:
             model = GPT(GPTConfig.of(settings))
         else:
-            weights = fetcher.fetch(settings.weights, sha256=settings.weights_sha256)
             model = load_pretrained(GPTConfig.of(settings), weights)
         return cls(model, Responder(model, tokenizer, get_style(style, tokenizer), max_new_tokens), optimizer)
 

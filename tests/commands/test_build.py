@@ -8,8 +8,10 @@ import torch
 
 from instruct_lm.commands import build
 from instruct_lm.config import TrainConfig
+from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.io.sources import Fetcher
+from instruct_lm.export.huggingface import save_pretrained
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.gpt import GPT
 from instruct_lm.model.lora import adapter_state
 from tests.run_commands import typed
@@ -34,6 +36,18 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.tokenizer=bytes has 257 ids, model\.vocab_size=256"):
         build.build_tokenizer(config("model.vocab_size=256").model, FETCHER)
     assert build.build_tokenizer(config("model.vocab_size=257").model, FETCHER).vocab_size == 257
+
+
+def test_without_a_tokenizer_of_its_own_a_model_has_that_of_its_weights(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("bytes")
+    values = config("model.vocab_size=257")
+    save_pretrained(model(values), tokenizer, tmp_path)
+    for weights in (tmp_path, tmp_path / "model.safetensors"):
+        own = values.model.model_copy(update={"tokenizer": None, "weights": str(weights)})
+        assert build.build_tokenizer(own, FETCHER).encode("é") == tokenizer.encode("é")
+    neither = values.model.model_copy(update={"tokenizer": None})
+    with pytest.raises(InputError, match=r"model\.tokenizer=null and model\.weights=null"):
+        build.build_tokenizer(neither, FETCHER)
 
 
 def test_a_seed_decides_random_weights_and_adapters() -> None:

@@ -61,6 +61,10 @@ MISTAKES = [
     (["+trainer.max_steps=5"], ["write trainer.max_steps=5 without the +"]),
     (["data.max_length=2000"], ["data.max_length=2000", "model.block_size=1024"]),
     (["prompt_loss_weight=2"], ["prompt_loss_weight=2 ", "must be less than or equal to 1, or null"]),
+    (["data.columns={question: instruction}"], ["data.columns=question must be instruction, input, "]),
+    (["data.columns={output: [a]}"], ["data.columns=[a] must be a valid string"]),
+    (["data.columns=question"], ["data.columns=question must be a valid dictionary, or null"]),
+    (["data.unusable=keep"], ["data.unusable=keep must be drop or error"]),
     (["resume=outputs/none"], ["outputs/none: no such folder", "output_dir"]),
     (["--resolve"], ["--resolve", "--cfg"]),
     (["-m", "seed=1,x"], ["seed=x", "must be a valid integer"]),
@@ -285,4 +289,4 @@ def test_shell_completion_offers_choices() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "-sc", "query=bash"], capture_output=True, text=True, env=env
     )
-    assert done.stdout.split() == ["prompt=alpaca", "prompt=chatml", "prompt=phi3"]
+    assert done.stdout.split() == ["prompt=alpaca", "prompt=chatml", "prompt=phi3", "prompt=template"]

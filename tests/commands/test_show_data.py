@@ -109,6 +109,23 @@ def test_bad_input_ends_with_status_2_and_a_message(source, capsys, arguments, m
     assert "Traceback" not in captured.err
 
 
+def test_what_was_recognised_is_shown_and_other_keys_are_mapped(tmp_path, capsys):
+    path = tmp_path / "data.csv"
+    rows = [f"Say {i}.,{'' if i == 2 else 'ok'},<noinput>" for i in range(20)]
+    path.write_text("question,answer,context\n" + "\n".join(rows))
+    columns = ["--columns", "instruction=question", "output=answer", "input=context"]
+    assert main([str(path), "--tokenizer", "bytes", "--clean", *columns, "--entry", "4"]) == 0
+    out = capsys.readouterr().out
+    shape = "Alpaca (instruction=question, input=context, output=answer)"
+    assert f"20 entries as {shape}: 19 conversations, 38 turns\n1 of 20 entries are unusable and dropped" in out
+    assert "Say 3." in out.partition("Entry 4")[2]
+    assert "noinput" not in out.partition("Entry 4")[2]
+    assert main([str(path), "--tokenizer", "bytes", "--unusable", "error", *columns]) == 2
+    assert "entry 3: the response is blank" in capsys.readouterr().err
+    assert main([str(path), "--columns", "question"]) == 2
+    assert "--columns question: write FIELD=KEY" in capsys.readouterr().err
+
+
 def test_a_missing_file_ends_with_status_2(capsys):
     assert main(["gone.json"]) == 2
     assert "gone.json" in capsys.readouterr().err

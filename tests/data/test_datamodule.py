@@ -121,7 +121,7 @@ def test_the_real_entries_are_split_as_in_the_book(shared_dir: Path, caplog: pyt
     data = data_module(shared_dir / "data" / "instruction-data.json")
     data.setup()
     assert [len(part) for part in data.splits] == [935, 110, 55]
-    assert "1100 entries: train 935, test 110, validation 55" in caplog.text
+    assert "splits: train 935, test 110, validation 55" in caplog.text
 
 
 def test_entries_may_be_a_list() -> None:
@@ -129,7 +129,7 @@ def test_entries_may_be_a_list() -> None:
     data.prepare_data()
     data.setup("fit")
     assert [example.prompt[0].text for example in data.splits.test] == [f"Say {i}." for i in range(34, 38)]
-    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed; .*\n  entry 2: output"):
+    with pytest.raises(InputError, match=r"the list of entries: 1 of 2 entries are malformed\. .*\n  entry 2: output"):
         data_module([{"instruction": "a", "output": "b"}, {"instruction": "c"}]).setup()
 
 

@@ -1,54 +1,74 @@
 """Loading against transformers' own checkpoints, and GGUF against the same weights written by hand."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from instruct_lm.errors import InputError
-from instruct_lm.model.gpt import GPTConfig
-from instruct_lm.model.pretrained import LAYOUTS, load_pretrained, pieces_of
+from instruct_lm.fast import accelerate
+from instruct_lm.io.gguf import read_gguf
+from instruct_lm.model.description import describe
+from instruct_lm.model.generation import generate
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.pretrained import GGUF_LAYOUTS, HUB_LAYOUTS, load_pretrained, pieces_of
 from tests.model.conftest import CONFIGS, random_model
+from tests.model.references import reference, write_gguf
+
+Saved = tuple[GPTConfig, PreTrainedModel, Path]
 
 
-def reference(name: str) -> PreTrainedModel:
-    """A random transformers model of the sizes of `CONFIGS`."""
-    c = CONFIGS[name]
-    if name == "gpt2":
-        model: Any = GPT2LMHeadModel(
-            GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
-                       bos_token_id=0, eos_token_id=0)
-        )  # fmt: skip
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(vocab_size=c.vocab_size, max_position_embeddings=c.block_size, num_hidden_layers=c.n_layer,
-                        num_attention_heads=c.n_head, num_key_value_heads=c.kv_heads, hidden_size=c.n_embd,
-                        intermediate_size=c.inner, rms_norm_eps=c.norm_eps, tie_word_embeddings=True,
-                        rope_parameters={"rope_type": "default", "rope_theta": c.rope_base})
-        )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
-    return model.eval()
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[GPTConfig, PreTrainedModel, Path]:
+@pytest.fixture(params=CONFIGS)
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Saved:
     """Configuration, transformers' model, and the folder that it saved itself to."""
     model = reference(request.param)
     model.save_pretrained(tmp_path)
     return CONFIGS[request.param], model, tmp_path
 
 
-def test_logits_equal_transformers(saved: tuple[GPTConfig, PreTrainedModel, Path]) -> None:
+def load(path: Path) -> GPT:
+    """The model that a base's own files describe."""
+    config = describe(path)
+    assert config is not None
+    return load_pretrained(config, path)
+
+
+@pytest.mark.parametrize("form", ["file", "shards", "gguf"])
+def test_logits_equal_transformers(saved: Saved, form: str) -> None:
     config, theirs, folder = saved
+    if form == "shards":
+        (folder / "model.safetensors").unlink()
+        theirs.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+        assert torch.equal(load(folder / "model.safetensors.index.json").wte.weight, load(folder).wte.weight)
+    path = write_gguf(folder / "model.gguf", theirs) if form == "gguf" else folder
     ids = torch.randint(0, config.vocab_size, (3, config.block_size))
     with torch.no_grad():
-        torch.testing.assert_close(load_pretrained(config, folder)(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(load(path)(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(load_pretrained(config, path)(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_greedy_answers_equal_transformers(saved: Saved) -> None:
+    _, theirs, folder = saved
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(0, 101, (n,), generator=generator).tolist() for n in (1, 5, 28, 12)]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(20):
+            with torch.no_grad():
+                ids = torch.cat((ids, theirs(ids, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+        expected.append(ids[0, len(prompt) :].tolist())
+    model = load(folder)
+    for fast in (False, True):
+        if fast:
+            accelerate(model)
+        for batch_size in (1, len(prompts)):
+            assert generate(model, prompts, max_new_tokens=20, batch_size=batch_size) == expected
 
 
 def test_prefixed_names_buffers_and_shards_load_too(tmp_path: Path) -> None:
@@ -68,50 +88,13 @@ def test_prefixed_names_buffers_and_shards_load_too(tmp_path: Path) -> None:
         )
 
 
-def write_gguf(path: Path, model: PreTrainedModel) -> None:
-    """What llama.cpp's converter writes: its names, and q and k with each head's two halves interleaved."""
-    from gguf import GGUFWriter
-
-    config = model.config
-    names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "input_layernorm": "attn_norm",
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers": "blk",
-    }  # fmt: skip
-    writer = GGUFWriter(path, "llama")
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        array = tensor.numpy()
-        for heads, part in ((config.num_attention_heads, "q_proj"), (config.num_key_value_heads, "k_proj")):
-            if part in name:  # convert_hf_to_gguf.py, LlamaModel.permute
-                array = array.reshape(heads, 2, -1, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
-        for ours, gguf in names.items():
-            name = name.replace(ours, gguf)
-        writer.add_tensor(name, np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_gguf_equals_safetensors(tmp_path: Path) -> None:
-    theirs = reference("llama")
-    write_gguf(tmp_path / "model.gguf", theirs)
-    ids = torch.randint(0, 101, (2, 30))
-    with torch.no_grad():
-        ours = load_pretrained(CONFIGS["llama"], tmp_path / "model.gguf")(ids)
-        torch.testing.assert_close(ours, theirs(ids).logits, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(("layout", "name"), [("gpt2", "gpt2"), ("llama", "llama"), ("gguf", "llama")])
-def test_the_map_that_reads_also_writes(tmp_path: Path, layout: str, name: str) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_map_that_reads_also_writes(tmp_path: Path, name: str) -> None:
     model = random_model(CONFIGS[name])
-    pieces = list(pieces_of(model, LAYOUTS[layout]))
+    pieces = list(pieces_of(model, HUB_LAYOUTS[name.removesuffix("-untied").replace("llama3", "llama")]))
     state = {piece.name: piece.values.reshape(piece.shape).clone().contiguous() for piece in pieces}
     assert sum(tensor.numel() for tensor in state.values()) == sum(p.numel() for p in model.parameters())
-    save_file(state, tmp_path / "model.safetensors")  # the names decide the layout, not the container
+    save_file(state, tmp_path / "model.safetensors")
     loaded = load_pretrained(CONFIGS[name], tmp_path)
     for ours, parameter in loaded.named_parameters():
         assert torch.equal(parameter, model.get_parameter(ours)), ours
@@ -119,8 +102,8 @@ def test_the_map_that_reads_also_writes(tmp_path: Path, layout: str, name: str) 
 
 def test_gguf_pieces_are_in_the_order_of_llama_cpps_converter() -> None:
     model = random_model(CONFIGS["llama"])
-    hub = {piece.name: piece.values for piece in pieces_of(model, LAYOUTS["llama"])}
-    gguf = {piece.name: piece.values.reshape(piece.shape) for piece in pieces_of(model, LAYOUTS["gguf"])}
+    hub = {piece.name: piece.values for piece in pieces_of(model, HUB_LAYOUTS["llama"])}
+    gguf = {piece.name: piece.values.reshape(piece.shape) for piece in pieces_of(model, GGUF_LAYOUTS["llama"])}
     for heads, part in ((model.config.n_head, "q"), (model.config.kv_heads, "k")):
         rows = hub[f"model.layers.1.self_attn.{part}_proj.weight"]
         # convert_hf_to_gguf.py, LlamaModel.permute
@@ -140,22 +123,91 @@ def test_missing_extra_and_misshaped_tensors_are_all_listed(tmp_path: Path) -> N
     with pytest.raises(InputError) as error:
         load_pretrained(CONFIGS["gpt2"], path)
     message = str(error.value)
+    assert "vocab_size=101, block_size=48, n_layer=2, n_head=4, n_embd=32, tied=True. 3 tensors differ" in message
     assert "h.1.ln_2.bias: the file has none, the model (32,)" in message
     assert "h.2.ln_1.weight: the file has (32,), the model none" in message
     assert "h.0.mlp.c_fc.weight: the file has (32, 64), the model (32, 128)" in message
 
 
-def test_an_untied_head_is_refused(tmp_path: Path) -> None:
-    reference("gpt2").save_pretrained(tmp_path)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_a_tied_head_may_be_a_copy_of_the_embedding_and_nothing_else(tmp_path: Path, name: str) -> None:
+    model = reference(name)
+    model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
+    save_file({**state, "lm_head.weight": model.lm_head.weight.clone()}, tmp_path / "model.safetensors")
+    assert load(tmp_path).lm_head is None
     save_file({**state, "lm_head.weight": torch.randn(101, 32)}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="tied"):
-        load_pretrained(CONFIGS["gpt2"], tmp_path)
+    with pytest.raises(InputError, match=r"lm_head\.weight differs from the embedding.*tie_word_embeddings"):
+        load(tmp_path)
 
 
-def test_another_architecture_is_named(tmp_path: Path) -> None:
+def test_a_head_that_is_missing_is_named(tmp_path: Path) -> None:
+    reference("llama3").save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"lm_head\.weight: the file has none, the model \(101, 32\)"):
+        load(tmp_path)
+
+
+QUANTISED = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"]
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_tensors_are_dequantised_as_the_gguf_package_does(tmp_path: Path, kind: str) -> None:
+    # Random blocks, with scales that are finite: every bit of a block is used.
+    wanted = GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[wanted]
+    generator = np.random.default_rng(0)
+    stored = generator.integers(0, 256, (3 * 512 // block, size), dtype=np.uint8)
+    scales = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q6_K": [208]}
+    for start in scales.get(kind, []):
+        stored[:, start : start + 2] = generator.normal(size=(len(stored), 1)).astype(np.float16).view(np.uint8)
+    if kind in ("F32", "F16", "BF16"):
+        numbers = generator.normal(size=len(stored)).astype(np.float32)
+        halves = numbers.astype(np.float16) if kind == "F16" else numbers
+        stored = halves.view(np.uint8).reshape(len(stored), -1)[:, -size:].copy()
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("first", np.ones(5, dtype=np.float32))
+    writer.add_tensor("x", stored.reshape(3, -1), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    theirs = next(tensor for tensor in GGUFReader(tmp_path / "x.gguf").tensors if tensor.name == "x")
+    expected = dequantize(theirs.data, theirs.tensor_type).reshape(3, 512)
+    assert np.isfinite(expected).all()
+    assert np.unique(expected).size > 100
+    np.testing.assert_array_equal(read_gguf(tmp_path / "x.gguf").read("x"), expected)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_a_quantised_gguf_gives_the_logits_of_its_rounded_weights(tmp_path: Path, kind: str) -> None:
+    theirs, wanted = reference("qwen2"), GGMLQuantizationType[kind]
+
+    def quantise(name: str, array: np.ndarray) -> GGMLQuantizationType | None:
+        return wanted if array.ndim == 2 and array.shape[1] % 32 == 0 else None
+
+    path = write_gguf(tmp_path / "model.gguf", theirs, quantise=quantise)
+    for name, tensor in theirs.state_dict().items():
+        if quantise(name, tensor.numpy()) and name != "lm_head.weight":  # the embedding
+            rounded = dequantize(quantize(tensor.numpy(), wanted), wanted)
+            assert not np.array_equal(rounded, tensor.numpy())
+            tensor.copy_(torch.from_numpy(rounded.reshape(tensor.shape)))
+    ids = torch.randint(0, 101, (2, 30))
+    with torch.no_grad():
+        torch.testing.assert_close(load(path)(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_another_architecture_is_named(tmp_path: Path, described: bool) -> None:
     reference("gpt2").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="architecture"):
+    if not described:
+        (tmp_path / "config.json").unlink()
+    expected = (
+        r"model\.position=rotary, there learned" if described else "another architecture than llama: no model.embed"
+    )
+    with pytest.raises(InputError, match=expected):
         load_pretrained(CONFIGS["llama"], tmp_path)
 
 
@@ -165,8 +217,3 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes) -> No
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         load_pretrained(CONFIGS["gpt2"], tmp_path / name)
-
-
-def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no weights"):
-        load_pretrained(CONFIGS["gpt2"], tmp_path)

@@ -1,0 +1,82 @@
+"""The metadata of a GGUF file → `GPTConfig`. A value that is not computed is refused, never ignored.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and llama.cpp's `gguf-py/gguf/constants.py`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from instruct_lm.errors import InputError, listing
+from instruct_lm.io.gguf import GGUFHeader
+from instruct_lm.model.architectures import check_supported, make_gpt_config
+from instruct_lm.model.gpt import GPTConfig
+
+EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+
+# Keys after the architecture's name → fields of `GPTConfig`.
+_SIZES = {
+    "context_length": "block_size",
+    "block_count": "n_layer",
+    "attention.head_count": "n_head",
+    "attention.head_count_kv": "n_kv_head",
+    "attention.key_length": "head_dim",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "attention.layer_norm_epsilon": "norm_eps",
+    "attention.layer_norm_rms_epsilon": "norm_eps",
+    "rope.freq_base": "rope_base",
+}
+_NORM = (("attention.layer_norm_rms_epsilon",), ("attention.layer_norm_epsilon",))  # RMSNorm's; GPT-2's
+_REQUIRED = ("context_length", "block_count", "attention.head_count", "embedding_length", "feed_forward_length")
+
+
+def read_gguf_config(header: GGUFHeader) -> GPTConfig:
+    """What a GGUF file says of its model.
+
+    Raises:
+        InputError: A size is missing, or a key has a value that is not computed here; the message lists such keys.
+    """
+    place, metadata, tensors = str(header.path), header.metadata, header.tensors
+    kind = check_supported(metadata.get("general.architecture"), "general.architecture", place)
+    if metadata.get("split.count", 1) > 1:
+        raise InputError(f"{place} is a part of {metadata['split.count']}: join them with llama-gguf-split --merge.")
+    own = {key.removeprefix(f"{kind}."): value for key, value in metadata.items() if key.startswith(f"{kind}.")}
+    missing = [f"{kind}.{key}" for key in (*_REQUIRED, *_NORM[kind == "gpt2"]) if key not in own]
+    missing += [] if EMBEDDING in tensors else [f"tensor {EMBEDDING}"]
+    if missing:
+        raise InputError(f"{place} has no {', '.join(missing)}: take another file of this base.")
+    # 1e-5 is stored as the float32 9.99999974e-06.
+    sizes = {
+        field: float(str(np.float32(own[key]))) if field == "norm_eps" else own[key]
+        for key, field in _SIZES.items()
+        if key in own
+    }
+    sizes |= {"vocab_size": tensors[EMBEDDING].shape[0], "tied": HEAD not in tensors}
+    config = make_gpt_config(kind, sizes, place)
+    if faults := _faults(own, config):
+        lines = [f"{kind}.{key}={value}" for key, value in faults.items()]
+        summary = f"{place} asks for what is not computed here; take another base:"
+        raise InputError("\n".join([summary, *listing(lines)]))
+    if ROPE_FACTORS in tensors and (factors := header.read(ROPE_FACTORS).tolist()) != [1.0] * len(factors):
+        return make_gpt_config(kind, sizes | {"rope_factors": factors}, place)
+    return config
+
+
+def _faults(own: dict[str, Any], config: GPTConfig) -> dict[str, Any]:
+    """The architecture's own keys whose values we do not compute."""
+    computed = {
+        "vocab_size": config.vocab_size,
+        "attention.value_length": config.head_width,
+        "rope.dimension_count": config.head_width,
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
+        "rope.scale_linear": 1.0,
+        "attention.causal": True,
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "attention.sliding_window": 0,
+        "tensor_data_layout": own.get("tensor_data_layout"),  # says that llama's q and k are interleaved
+    }
+    values = {key: value for key, value in own.items() if key not in _SIZES}
+    return {k: v for k, v in values.items() if (v != computed[k] if k in computed else v is not False)}
