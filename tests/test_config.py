@@ -135,7 +135,10 @@ def test_choices_named_in_two_places_agree() -> None:
     from instruct_lm.model.lora import TARGETS
 
     assert get_args(DataConfig.model_fields["overlong"].annotation) == tuple(OVERLONG)
-    assert set(get_args(TrainConfig.model_fields["prompt"].annotation.model_fields["style"].annotation)) == {*STYLES, "template"}
+    assert set(get_args(TrainConfig.model_fields["prompt"].annotation.model_fields["style"].annotation)) == {
+        *STYLES,
+        "template",
+    }
     assert get_args(Target) == TARGETS
     assert tuple(typed("train", "lora=r16").lora.targets) == TARGETS
 
