@@ -52,6 +52,7 @@ Url = Annotated[str, _like("https?://.+", "an address that begins with http:// o
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 PromptWeight = Annotated[float, Field(ge=0, le=1)]
+Similarity = Annotated[float, Field(gt=0, le=1)]
 # fmt: off
 DataField = Literal[
     "instruction", "input", "output", "prompt", "completion", "response",
@@ -120,6 +121,7 @@ class DataConfig(Group):
     train_fraction: Fraction = Field(description="the first entries")
     test_fraction: Fraction = Field(description="the next; the rest is the validation split")
     shuffle: bool = Field(description="true: shuffle by seed before the split")
+    deduplicate: Similarity | None = Field(description="entries so similar to a held-out one are not trained on")
     batch_size: Count = Field(description="examples")
     max_length: Length | None = Field(description="tokens of an example; null: model.block_size")
     overlong: Literal["drop", "truncate_prompt", "truncate", "error"] = Field(description="for longer examples")

@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.show_duplicates import add_options, show_duplicates
 from instruct_lm.data.dataset import Splits, duplicates_between, read_conversations, split
 from instruct_lm.data.encoded import EncodedExample, loss_weights
 from instruct_lm.data.encoded import resolve_prompt_loss_weight as resolve_weight
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--entry", type=int, default=1, metavar="N", help="entry to print, from 1 (default: %(default)s)")
     add("--max-length", type=int, metavar="TOKENS", help="most tokens of an entry")
     add("--overlong", default="drop", choices=OVERLONG, help="what becomes of longer ones (default: %(default)s)")
+    add_options(parser)
     return exit_status(_show, parser.parse_args(arguments))
 
 
@@ -57,6 +59,8 @@ def _show(options: argparse.Namespace) -> None:
     conversations, report = read_conversations(
         Fetcher().fetch(options.source), columns=columns, unusable=options.unusable, clean=options.clean
     )
+    if options.duplicates is not None or options.json is not None:
+        return show_duplicates(split(conversations), options.duplicates, options.json)
     shown = [conversation for conversation in conversations if conversation.number == options.entry]
     if not shown:
         numbers = f"{conversations[0].number} to {conversations[-1].number}"

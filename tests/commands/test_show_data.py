@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 
@@ -94,6 +95,9 @@ def test_a_tokenizer_in_the_cache_is_used_and_one_of_another_kind_passed_over(so
         (["--entry", "21"], "usable entries from 1 to 20"),
         (["--prompt-loss-weight", "2"], "prompt_loss_weight=2.0"),
         (["--tokenizer", "gone.txt"], "gone.txt"),
+        (["--duplicates", "0"], "threshold 0 is outside (0, 1]"),
+        (["--json", "pairs.json"], "--json pairs.json goes with --duplicates"),
+        (["--duplicates", "--json", "/dev/null/pairs.json"], "--json /dev/null/pairs.json: "),
         (["--tokenizer", "bytes", "--max-length", "5"], "max_length=5"),
         (["--tokenizer", "bytes", "--max-length", "33", "--overlong", "error"], "max_length=33"),
     ],
@@ -125,3 +129,58 @@ def test_what_was_recognised_is_shown_and_other_keys_are_mapped(tmp_path, capsys
 def test_a_missing_file_ends_with_status_2(capsys):
     assert main(["gone.json"]) == 2
     assert "gone.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def leaking(tmp_path):
+    """20 entries: 1-17 for training, 18-19 for the test, 20 for validation."""
+    random_ = random.Random(0)
+    texts = ["".join(random_.choices("abcdefghij", k=40)) for _ in range(20)]
+    texts[4] = texts[2].upper()
+    texts[6] = f"{texts[17][:-1]}?"
+    texts[8] = texts[19] = "日本の首都は\u001b[2Jどこですか。" * 5
+    path = tmp_path / "leaking.json"
+    path.write_text(json.dumps([{"instruction": text, "output": "ok"} for text in texts]))
+    return str(path), texts
+
+
+def test_near_duplicates_as_a_table(leaking, capsys):
+    source, texts = leaking
+    assert main([source, "--duplicates"]) == 0
+    captured = capsys.readouterr()
+    assert (
+        "20 entries; pairs with a similarity of at least 0.9: 3\n  train and test: 1\n  train and validation: 1\n"
+        in (captured.out)
+    )
+    assert "  test and validation: 0\n  within train: 1\n  within test: 0\n  within validation: 0\n" in captured.out
+    rows = [line.split(maxsplit=3)[-3:] for line in captured.out.split("text\n")[1].splitlines()]
+    assert [(split, number) for split, number, _ in rows] == [
+        *(("train", "9"), ("validation", "20")),
+        *(("train", "7"), ("test", "18")),
+        *(("train", "3"), ("train", "5")),
+    ]
+    assert rows[3][2] == texts[17]
+    assert rows[0][2].startswith("日本の首都は\\x1b[2Jどこ")
+    assert rows[0][2].endswith("…")
+    assert "\x1b" not in captured.out
+
+
+def test_near_duplicates_as_json(leaking, capsys, tmp_path, monkeypatch):
+    source, texts = leaking
+    assert main([source, "--duplicates", "1", "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["threshold"], report["entries"]) == (1, 20)
+    assert {tuple(kind["splits"]): kind["pairs"] for kind in report["counts"]} == {
+        **{("train", "test"): 0, ("train", "validation"): 1, ("test", "validation"): 0},
+        **{("train", "train"): 1, ("test", "test"): 0, ("validation", "validation"): 0},
+    }
+    assert report["pairs"][0] == {
+        "similarity": 1.0,
+        "first": {"split": "train", "entry": 9, "text": texts[8]},
+        "second": {"split": "validation", "entry": 20, "text": texts[19]},
+    }
+    monkeypatch.setattr("instruct_lm.commands.show_duplicates._MOST", 1)
+    monkeypatch.chdir(tmp_path)
+    assert main([source, "--duplicates", "1", "--json", "pairs.json"]) == 0
+    assert capsys.readouterr().out.endswith("and 1 more; --json FILE writes all\n\nAll 2 pairs: pairs.json\n")
+    assert json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8")) == report
