@@ -16,6 +16,7 @@ from instruct_lm.data.batching import Batch, collate, shared_prefix_length
 from instruct_lm.data.dataset import Splits, duplicates_between, load_conversations, split
 from instruct_lm.data.encoded import EncodedDataset, loss_weights
 from instruct_lm.data.encoding import encode_cached
+from instruct_lm.data.near_duplicates import removed_message, without_near_duplicates
 from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.sampling import MicroBatch, StepLoader, StepSampler
@@ -70,6 +71,7 @@ class InstructionDataModule(pl.LightningDataModule):
         max_length, overlong: As for `instruct_lm.data.encoding.encode_conversations`, with ``block_size`` for None.
         num_workers: Number of processes that make batches; 0: this process makes them, which is seldom slower.
         limit, columns, unusable, clean: As for `instruct_lm.data.dataset.load_conversations`.
+        deduplicate: Similarity to a test or validation entry from which a training entry is left out; None: none is.
         cache_dir: Folder of the token cache; None: no cache.
     """
 
@@ -95,6 +97,7 @@ class InstructionDataModule(pl.LightningDataModule):
     columns: Mapping[str, str] | None = None
     unusable: Literal["drop", "error"] = "drop"
     clean: bool = False
+    deduplicate: float | None = None
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -139,6 +142,9 @@ class InstructionDataModule(pl.LightningDataModule):
             self._local(), self.limit, columns=self.columns, unusable=self.unusable, clean=self.clean
         )
         splits = split(conversations, self.train_fraction, self.test_fraction, self.shuffle, self.seed)
+        if self.deduplicate is not None:
+            splits, removed = without_near_duplicates(splits, self.deduplicate)
+            log.info("%s", removed_message(removed, self.deduplicate))
         log.info("splits: train %d, test %d, validation %d", *map(len, splits))
         if duplicates := duplicates_between(splits):
             numbers = ", ".join(str(number) for found in duplicates[0].places.values() for number in found)

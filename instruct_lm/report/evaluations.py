@@ -85,6 +85,8 @@ class Evaluation:
         if "data" not in self.config:
             return None
         data, cache_dir = self.config["data"], self.config.get("cache_dir")
+        if data.get("deduplicate") is not None:
+            return []  # equal prompts have the highest similarity
         fetcher = Fetcher(Path(cache_dir) if cache_dir else None, offline=True, mirror=self.config.get("mirror"))
         try:
             file, reading = fetcher.fetch(data["source"], sha256=data["sha256"]), ("columns", "unusable", "clean")
