@@ -10,8 +10,10 @@ from instruct_lm.commands import build
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError
 from instruct_lm.io.sources import Fetcher
-from instruct_lm.model.gpt import GPT
+from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state
+from tests.model.conftest import CONFIGS
+from tests.model.references import reference
 from tests.run_commands import typed
 
 FETCHER = Fetcher(None, offline=True)
@@ -34,6 +36,35 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.tokenizer=bytes has 257 ids, model\.vocab_size=256"):
         build.build_tokenizer(config("model.vocab_size=256").model, FETCHER)
     assert build.build_tokenizer(config("model.vocab_size=257").model, FETCHER).vocab_size == 257
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base whose head is narrower than GPT-2's would be, without a tokenizer of its own."""
+    folder = tmp_path / "my-base"
+    reference("llama3").save_pretrained(folder)
+    return folder
+
+
+def test_what_is_open_is_taken_from_the_base(base: Path) -> None:
+    values = typed("train", "model=auto", f"model.weights={base}", "model.tokenizer=bytes", "data.max_length=40")
+    resolved = build.resolve(values, FETCHER)
+    assert build.resolve(resolved, FETCHER) is resolved
+    assert resolved.model.name == "my-base"
+    assert GPTConfig.of(resolved.model) == CONFIGS["llama3"]
+    assert resolved.model_copy(update={"model": values.model}) == values
+    assert build.build_model(resolved, FETCHER).config == CONFIGS["llama3"]
+
+
+def test_settings_are_checked_against_the_sizes_of_the_base(base: Path) -> None:
+    values = typed("train", "model=auto", f"model.weights={base}", "data.max_length=49")
+    with pytest.raises(InputError, match=r"data\.max_length=49 is over model\.block_size=48"):
+        build.resolve(values, FETCHER)
+
+
+def test_a_named_model_must_fit_its_weights(base: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json describes another model: model\.vocab_size=257, there 101"):
+        build.build_model(config(f"model.weights={base}"), FETCHER)
 
 
 def test_a_seed_decides_random_weights_and_adapters() -> None:
