@@ -17,6 +17,7 @@ from instruct_lm.config import (
     CONF,
     DataConfig,
     DeviceConfig,
+    ModelConfig,
     Target,
     TrainConfig,
     flatten,
@@ -30,7 +31,20 @@ CHOICES = [
     (group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"), key=lambda p: p.stem)
 ]
 CONTRACT = {
-    "model": ["gpt2", "gpt2-large", "gpt2-medium", "gpt2-tiny", "gpt2-xl", "smollm2-135m"],
+    "model": [
+        "auto",
+        "gpt2",
+        "gpt2-large",
+        "gpt2-medium",
+        "gpt2-tiny",
+        "gpt2-xl",
+        "llama3.2-1b",
+        "qwen2.5-0.5b",
+        "qwen3-0.6b",
+        "smollm2-1.7b",
+        "smollm2-135m",
+        "smollm2-360m",
+    ],
     "data": ["alpaca", "instruction", "sample"],
     "prompt": ["alpaca", "chatml", "phi3", "template"],
     "device": ["auto", "cpu", "gpu", "mps"],
@@ -87,7 +101,8 @@ def test_the_defaults_are_the_contracts() -> None:
 def test_every_choice_composes_fills_every_field_and_passes_the_checks(group: str, choice: str) -> None:
     commands = [name for name, kind in COMMANDS.items() if group in kind.model_fields]
     for name in ["train"] if group == "experiment" else commands:
-        values = composed(name, f"{group}={choice}")
+        base = ["model.weights=base"] if choice == "auto" and group == "model" else []
+        values = composed(name, f"{group}={choice}", *base)
         typed_keys = all_keys(COMMANDS[name])
         leaves = {key for key in typed_keys if not any(other.startswith(f"{key}.") for other in typed_keys)}
         assert leaves == flatten(values).keys()
@@ -145,11 +160,11 @@ def test_choices_named_in_two_places_agree() -> None:
 
 @pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_model_is_read_without_hydra_as_hydra_reads_it(path: Path) -> None:
-    assert model_config(path.stem) == typed("train", f"model={path.stem}").model
+    assert model_config(path.stem) == ModelConfig.model_validate(composed("train", f"model={path.stem}")["model"])
 
 
 def test_an_unknown_model_is_named_with_the_choices() -> None:
-    with pytest.raises(InputError, match=r"model=gpt3: .*gpt2-medium, gpt2-tiny, gpt2-xl, smollm2-135m"):
+    with pytest.raises(InputError, match=r"model=gpt3: .*gpt2-medium, gpt2-tiny, gpt2-xl, .*smollm2-135m"):
         model_config("gpt3")
 
 
@@ -207,7 +222,14 @@ REFUSED = [
     (["lora=r16", "lora.targets=[attn.qvk]"], "lora.targets=attn.qvk", "attn.qkv"),
     (["model.n_head=3"], "model.n_embd=1024 is not a multiple of model.n_head=3", "change one"),
     (["model.n_kv_head=5"], "model.n_head=16 is not a multiple of model.n_kv_head=5", "change one"),
-    (["model=smollm2-135m", "model.n_embd=27", "model.n_kv_head=9"], "model.n_embd=27", "even width"),
+    (
+        ["model=smollm2-135m", "model.head_dim=null", "model.n_embd=27", "model.n_kv_head=9"],
+        "model.n_embd=27",
+        "even width",
+    ),
+    (["model=smollm2-135m", "model.head_dim=63"], "model.head_dim=63", "even width"),
+    (["model=auto"], "model.name=null", "model.weights=<folder>"),
+    (["model=gpt2-tiny", "model.n_layer=null"], "model.n_layer=null", "model.weights=<folder>"),
     (["model.norm=batchnorm"], "model.norm=batchnorm", "layernorm or rmsnorm"),
     (["trainer.max_epochs=0"], "trainer.max_epochs=0", "greater than or equal to 1"),
     (["trainer.max_epochs=null"], "trainer.max_epochs=null and trainer.max_steps=null", "Give one"),
@@ -272,6 +294,8 @@ def test_what_an_evaluation_cannot_do_is_named(overrides: list[str], named: str,
         ["device.devices=0,1"],
         ["generation.temperature=1", "generation.top_p=1", "generation.top_k=1"],
         ["model=smollm2-135m", "data.max_length=8192"],
+        ["model=smollm2-135m", "model.head_dim=80"],
+        ["model=auto", "model.weights=base", "data.max_length=8192"],
     ],
     ids=" ".join,
 )

@@ -117,9 +117,10 @@ def _heads(v: Values) -> Iterator[str]:
     width, heads, shared = v["model.n_embd"], v["model.n_head"], v["model.n_kv_head"]
     if width is None or heads is None:  # the base's own
         return
-    if v["model.head_dim"] is not None:
-        width = heads * v["model.head_dim"]
-    if width % heads:
+    if (head_dim := v["model.head_dim"]) is not None:
+        if v["model.position"] == "rotary" and head_dim % 2:
+            yield f"model.head_dim={head_dim}: model.position=rotary needs heads of even width."
+    elif width % heads:
         yield f"model.n_embd={width} is not a multiple of model.n_head={heads}: change one."
     elif v["model.position"] == "rotary" and width // heads % 2:
         yield f"model.n_embd={width} over model.n_head={heads}: model.position=rotary needs heads of even width."

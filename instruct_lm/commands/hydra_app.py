@@ -246,7 +246,8 @@ def help_keys(name: str) -> str:
     lines += ["", "  Groups (group=choice, and group.key=value for its keys)"]
     for group in group_defaults(name):
         folder, _, package = group.partition("@")
-        lines.append(f"    {group:<20} {', '.join(choices(folder))}")
+        names, indent = ", ".join(choices(folder)), f"    {group:<20} "
+        lines += textwrap.wrap(names, 116, initial_indent=indent, subsequent_indent=" " * 25, break_on_hyphens=False)
         if folder in kind.model_fields and not package:
             fields = kind.model_fields[folder].annotation.model_fields
             lines += [_help_line(f"      .{key:<25}", field) for key, field in fields.items()]

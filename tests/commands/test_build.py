@@ -12,8 +12,10 @@ from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.export.huggingface import save_pretrained
 from instruct_lm.io.fetcher import Fetcher
-from instruct_lm.model.gpt import GPT
+from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state
+from tests.model.conftest import CONFIGS
+from tests.model.references import reference
 from tests.run_commands import typed
 
 FETCHER = Fetcher(None, offline=True)
@@ -44,10 +46,36 @@ def test_without_a_tokenizer_of_its_own_a_model_has_that_of_its_weights(tmp_path
     save_pretrained(model(values), tokenizer, tmp_path)
     for weights in (tmp_path, tmp_path / "model.safetensors"):
         own = values.model.model_copy(update={"tokenizer": None, "weights": str(weights)})
-        assert build.build_tokenizer(own, FETCHER).encode("é") == tokenizer.encode("é")
-    neither = values.model.model_copy(update={"tokenizer": None})
-    with pytest.raises(InputError, match=r"model\.tokenizer=null and model\.weights=null"):
-        build.build_tokenizer(neither, FETCHER)
+        assert build.build_tokenizer(build.resolve_model(own, FETCHER), FETCHER).encode("é") == tokenizer.encode("é")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base whose head is narrower than GPT-2's would be, without a tokenizer of its own."""
+    folder = tmp_path / "my-base"
+    reference("llama3").save_pretrained(folder)
+    return folder
+
+
+def test_what_is_open_is_taken_from_the_base(base: Path) -> None:
+    values = typed("train", "model=auto", f"model.weights={base}", "model.tokenizer=bytes", "data.max_length=40")
+    resolved = build.resolve(values, FETCHER)
+    assert build.resolve(resolved, FETCHER) is resolved
+    assert resolved.model.name == "my-base"
+    assert GPTConfig.of(resolved.model) == CONFIGS["llama3"]
+    assert resolved.model_copy(update={"model": values.model}) == values
+    assert build.build_model(resolved, FETCHER).config == CONFIGS["llama3"]
+
+
+def test_settings_are_checked_against_the_sizes_of_the_base(base: Path) -> None:
+    values = typed("train", "model=auto", f"model.weights={base}", "data.max_length=49")
+    with pytest.raises(InputError, match=r"data\.max_length=49 is over model\.block_size=48"):
+        build.resolve(values, FETCHER)
+
+
+def test_a_named_model_must_fit_its_weights(base: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json describes another model: model\.vocab_size=257, there 101"):
+        build.build_model(config(f"model.weights={base}"), FETCHER)
 
 
 def test_a_seed_decides_random_weights_and_adapters() -> None:

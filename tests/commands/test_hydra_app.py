@@ -34,7 +34,7 @@ MISTAKES = [
     (["+trainer.foo=1"], ["trainer.foo=1", "no such key"]),
     (["model.foo.bar=1"], ["model.foo.bar=1", "no such key"]),
     (["judge=ollama"], ["judge=ollama", "evaluate.py has it"]),
-    (["model=gpt3"], ["model=gpt3", "gpt2-medium, gpt2-tiny, gpt2-xl, smollm2-135m"]),
+    (["model=gpt3"], ["model=gpt3", "gpt2-medium, gpt2-tiny, gpt2-xl, "]),
     (["model=null"], ["model=null", "Choose one of gpt2, gpt2-large"]),
     (["experiment=dem"], ["experiment=dem", "book, demo, masking"]),
     (["data.batch_size=abc"], ["data.batch_size=abc", "must be a valid integer"]),

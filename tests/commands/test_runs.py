@@ -63,11 +63,12 @@ def test_a_known_hash_is_not_held_against_another_source(run: Any, args: tuple[s
     assert load_run_config(run(*args)).data.sha256 == expected
 
 
-def test_other_weights_bring_no_hash_for_the_tokenizer_inside_them(command: Any) -> None:
-    cfg = command("train", "model=smollm2-135m", "model.weights=other.gguf")[2][0]
-    assert (cfg.model.weights_sha256, cfg.model.tokenizer, cfg.model.tokenizer_sha256) == (None, "other.gguf", None)
-    cfg = command("train", "model=smollm2-135m")[2][0]
-    assert cfg.model.tokenizer_sha256 == cfg.model.weights_sha256 != None  # noqa: E711
+def test_other_weights_keep_the_tokenizer_of_their_model(command: Any) -> None:
+    known = command("train", "model=smollm2-135m")[2][0].model
+    other = command("train", "model=smollm2-135m", "model.weights=other.gguf")[2][0].model
+    assert (other.weights, other.weights_sha256) == ("other.gguf", None)
+    assert (other.tokenizer, other.tokenizer_sha256) == (known.weights, known.weights_sha256)
+    assert (known.tokenizer, known.tokenizer_sha256) == (known.weights, known.weights_sha256)
 
 
 def test_what_is_no_run_folder_is_described(run: Any, command: Any) -> None:

@@ -10,27 +10,29 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
-from instruct_lm.errors import InputError
-from instruct_lm.export.huggingface import hub_config, save_pretrained
+from instruct_lm.export.huggingface import save_pretrained
+from instruct_lm.model.description import describe
 from instruct_lm.model.generation import generate
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora, merge_lora
 from instruct_lm.model.pretrained import load_pretrained
 from tests.conftest import ROOT
 from tests.data.hub_tokenizers import HOSTILE, KINDS, train, write_folder, write_gguf
-from tests.model.conftest import random_model
+from tests.model.conftest import ROPE, random_model
 
 BYTES = load_tokenizer("bytes")
 SMALL = {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 16}
 
 
 def test_transformers_reads_it_and_so_do_we(model: GPT, tmp_path: Path) -> None:
-    save_pretrained(model, BYTES, tmp_path)
+    save_pretrained(model, BYTES, tmp_path, ROPE)
     ids = torch.randint(0, model.config.vocab_size, (2, 30))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)
-        torch.testing.assert_close(load_pretrained(model.config, tmp_path)(ids), model(ids), rtol=0, atol=0)
+        described = describe(tmp_path)
+        assert described is not None
+        torch.testing.assert_close(load_pretrained(described, tmp_path)(ids), model(ids), rtol=0, atol=0)
     names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -93,14 +95,9 @@ def test_merged_adapters_are_in_it(model: GPT, tmp_path: Path) -> None:
     ids = torch.randint(0, model.config.vocab_size, (2, 30))
     with torch.no_grad():
         adapted = model(ids)
-        save_pretrained(merge_lora(model), BYTES, tmp_path)
+        save_pretrained(merge_lora(model), BYTES, tmp_path, ROPE)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
         torch.testing.assert_close(theirs(ids).logits, adapted, rtol=1e-3, atol=1e-3)
-
-
-def test_a_mixture_has_no_name_in_transformers() -> None:
-    with pytest.raises(InputError, match="neither GPT-2 nor Llama"):
-        hub_config(GPTConfig(norm="rmsnorm"))
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:

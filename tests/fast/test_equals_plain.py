@@ -15,9 +15,10 @@ from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
-from tests.model.conftest import LLAMA
+from tests.model.conftest import VARIANTS
 
-ARCHITECTURES = {"gpt2": {}, "llama": {**LLAMA, "n_inner": None}}
+CASES = [(name, weight, packed) for name in ("gpt2", "llama") for weight in (1.0, 0.0) for packed in (True, False)]
+CASES += [(name, 0.5, True) for name in ("llama3", "qwen2-untied", "qwen3")]
 TOKENIZER = load_tokenizer("bytes")
 STEPS = 20
 
@@ -40,7 +41,7 @@ def train(
     folder: Path, architecture: str, rank: int, base_dtype: torch.dtype, weight: float, fast: bool, packed: bool
 ) -> tuple[Recorder, list[list[int]]]:
     """Twenty steps, then greedy answers of the trained model."""
-    config = GPTConfig(vocab_size=257, block_size=256, n_layer=2, n_head=4, n_embd=32, **ARCHITECTURES[architecture])
+    config = GPTConfig(vocab_size=257, block_size=256, n_layer=2, n_head=4, n_embd=32, **VARIANTS[architecture])
     model = GPT(config).init_weights(1)
     if rank:
         torch.manual_seed(1)
@@ -60,14 +61,12 @@ def train(
     return recorder, generate(model, prompts, max_new_tokens=12)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("weight", [1.0, 0.0], ids=["unmasked", "masked"])
+@pytest.mark.parametrize(("architecture", "weight", "packed"), CASES)
 @pytest.mark.parametrize(
     ("rank", "base_dtype"),
     [(0, torch.float32), (4, torch.float32), (4, torch.bfloat16)],
     ids=["full", "lora", "lora-bf16"],
 )
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_twenty_steps_and_answers(
     tmp_path: Path, architecture: str, weight: float, rank: int, base_dtype: torch.dtype, packed: bool
 ) -> None:

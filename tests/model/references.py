@@ -1,6 +1,7 @@
 """Random models of transformers with the sizes of `CONFIGS`, and what llama.cpp's converter writes of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ _NAMES = {
 }  # fmt: skip
 
 
-def reference(name: str) -> PreTrainedModel:
-    """A random transformers model of the sizes of `CONFIGS[name]`."""
-    c = CONFIGS[name]
+def reference(name: str, **changes: int) -> PreTrainedModel:
+    """A random transformers model of the sizes of `CONFIGS[name]`, with changes."""
+    c = replace(CONFIGS[name], **changes)
     tokens = {"bos_token_id": 0, "eos_token_id": 0}
     kind = name.removesuffix("-untied")
     if kind == "gpt2":

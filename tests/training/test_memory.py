@@ -1,5 +1,7 @@
 """The estimate's counts against real models, and its message."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,10 @@ SMOL = GPTConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [MEDIUM, SMOL])
+UNTIED = replace(SMOL, tied=False, head_dim=96)
+
+
+@pytest.mark.parametrize("config", [MEDIUM, SMOL, UNTIED])
 @pytest.mark.parametrize("rank", [0, 16])
 def test_parameters_are_counted(config: GPTConfig, rank: int) -> None:
     with torch.device("meta"):
@@ -27,6 +32,16 @@ def test_parameters_are_counted(config: GPTConfig, rank: int) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert memory.parameters == pytest.approx(base, rel=2e-3)  # biases and norms are left out
     assert memory.trained == pytest.approx(trained, rel=2e-3)
+
+
+def test_an_untied_head_has_gradients_and_states_of_its_own() -> None:
+    head = SMOL.vocab_size * SMOL.n_embd
+    for in_backward, copies in ((False, 4), (True, 4)):  # the weights, their gradients and AdamW's two states
+        tied, untied = (
+            TrainingMemory(config, 300, 500, in_backward=in_backward).bytes
+            for config in (SMOL, replace(SMOL, tied=False))
+        )
+        assert untied - tied == pytest.approx(4 * copies * head)
 
 
 def test_the_batch_of_the_longest_rows_is_counted_with_its_prefix_once() -> None:
