@@ -141,3 +141,16 @@ def test_each_stage_has_its_loader() -> None:
     data.setup("predict")
     assert [len(batch) for batch in data.predict_dataloader()] == [3, 3, 3, 1]
     assert next(iter(data.predict_dataloader()))[0] == data.splits.test[0]
+
+
+def test_near_duplicates_of_held_out_entries_are_not_trained_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    colours = [f"Which colour has the fruit called {name}?" for name in ("apple", "melon", "plum", "fig")]
+    others = [f"{word.capitalize()} rivers are {word} and {word * 2}." for word in map(chr, range(97, 113))]
+    said = [*colours, *others]
+    said[-1] = colours[1].upper()  # in the validation split; entry 2 is in the training split
+    data = data_module([{"instruction": text, "output": "x"} for text in said], deduplicate=0.99)
+    data.setup("fit")
+    assert [entry.number for entry in data.splits.train] == [1, *range(3, 18)]
+    assert [len(part) for part in data.splits] == [16, 2, 1]
+    assert "1 training entries removed that are near to a test or validation entry: entry 2 (like 20: 1" in caplog.text
