@@ -117,5 +117,6 @@ class Responder:
 
     def _response(self, ids: list[int]) -> Response:
         ended = bool(ids) and ids[-1] in self.stop_tokens
-        text = self.tokenizer.decode(ids[:-1] if ended else ids)
+        # A model may have more rows in its embedding than the tokenizer has ids, as Qwen's: those have no text.
+        text = self.tokenizer.decode(i for i in ids[: len(ids) - ended] if i < self.tokenizer.vocab_size)
         return Response(extract_response(text, self.style), len(ids), ended)

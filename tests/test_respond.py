@@ -1,5 +1,6 @@
 """Prompts as in training, and answers as the model generated them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ def test_a_style_that_fills_the_model_is_named() -> None:
         (b"Blue. ### Response:", Response("Blue. ### Response:", 20, ended=True)),
         (b"", Response("", 1, ended=True)),
         ("é".encode()[:1], Response("\ufffd", 2, ended=True)),
+        ([66, 300, 108], Response("Bl", 4, ended=True)),  # 300: a row of the embedding without a token
     ],
 )
-def test_answers_are_extracted(monkeypatch: pytest.MonkeyPatch, made: bytes, expected: Response) -> None:
+def test_answers_are_extracted(monkeypatch: pytest.MonkeyPatch, made: Sequence[int], expected: Response) -> None:
     monkeypatch.setattr("instruct_lm.respond.generate", lambda *_, **__: [[*made, BYTES.end_of_text]])
     assert responder().answer([EXAMPLE]) == [expected]
 
