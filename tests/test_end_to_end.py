@@ -355,12 +355,12 @@ def test_a_run_that_diverges_stops_and_says_so(command: Any, tmp_path: Path) -> 
 
 ENTRY = {"instruction": "Say yes.", "output": "Yes."}
 MALFORMED = {
-    "missing key": ([ENTRY, {"instruction": "Say no."}], ["entry 2", "output: Field required"]),
-    "wrong type": ([ENTRY, {**ENTRY, "input": 5}], ["entry 2", "input: Input should be a valid string"]),
-    "empty output": ([{**ENTRY, "output": " "}], ["entry 1", "output: String should not be blank"]),
-    "no object": ([ENTRY, "text"], ["entry 2", "Input should be a valid dictionary"]),
+    "missing key": ([ENTRY, {"instruction": "Say no."}], ["entry 2: output is missing (its keys: instruction)"]),
+    "wrong type": ([ENTRY, {**ENTRY, "input": [5]}], ["1 of 2 entries are malformed", "entry 2: input"]),
+    "empty output": ([{**ENTRY, "output": " "}], ["1 of 1 entries are unusable", "entry 1: the response is blank"]),
+    "no object": ([ENTRY, "text"], ["entry 2: it is", "not an object with keys"]),
     "no entries": ([], ["no entries"]),
-    "no list": ({"data": [ENTRY]}, ["expected a JSON list"]),
+    "no entry": ({"data": 5}, ["entry 1", "data.columns"]),
     "too few": ([ENTRY, ENTRY], ["2 entries", "Use more entries"]),
     "all too long": ([{**ENTRY, "output": "y" * 100_000}] * 20, ["longer than max_length=512", "overlong"]),
     "broken": (b'[{"instruction": "Say yes.",\n "output": ', ["line 2, column"]),
@@ -385,7 +385,7 @@ def test_malformed_data_ends_the_command_itself_with_2(tmp_path: Path) -> None:
     status, err = finish(start("train.py", "model=gpt2-tiny", "data.source=data.json", cwd=tmp_path))
     assert status == 2
     assert err.count("\n") <= 3
-    assert "data.json is not UTF-8 text" in err
+    assert "data.json, byte 0x6b in position 6 (line 1): not UTF-16 text" in err
 
 
 def test_odd_but_usable_data_trains_with_a_warning(command: Any, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_odd_but_usable_data_trains_with_a_warning(command: Any, tmp_path: Path)
     status, err = command("train", "model=gpt2-tiny", "data.source=data.json", "trainer=debug", "output_dir=run")
     assert status == 0
     assert "train split: 1 of 34 entries are longer than 512 tokens: 1 dropped" in err
-    assert "stand in more than one split, for example: Add 0 and 3." in err
+    assert "1 prompts stand in more than one split, the first in entries 1, 40" in err
     check_run(tmp_path / "run")
 
 
