@@ -5,6 +5,7 @@ arrays per string.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import contextlib
 import math
 import mmap
 import struct
@@ -49,6 +50,29 @@ class GGUFHeader:
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
 
+    def check(self) -> None:
+        """Look whether all tensors can be read, before any is.
+
+        Raises:
+            InputError: The `gguf` package does not dequantise a type, or the file ends before its last tensor.
+        """
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+        size, names = self.path.stat().st_size, {kind.value: kind.name for kind in GGMLQuantizationType}
+        readable = set()
+        for kind in map(GGMLQuantizationType, {tensor.kind for tensor in self.tensors.values()} & names.keys()):
+            with contextlib.suppress(NotImplementedError):
+                dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+                readable.add(kind.value)
+        for name, tensor in self.tensors.items():
+            if tensor.kind not in readable:
+                stored = names.get(tensor.kind, f"number {tensor.kind}")
+                remedy = "Take a file of this base in q8_0, q4_0, q4_1, q4_K, q6_K, f16, bf16 or f32"
+                raise InputError(f"{self.path}: tensor {name} is of type {stored}, which is not read here. {remedy}.")
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+            if (end := tensor.start + math.prod(tensor.shape) // block * block_bytes) > size:
+                raise InputError(f"{self.path}: tensor {name} ends at byte {end}, the file at {size}. Fetch it again.")
+
     def read(self, name: str) -> np.ndarray:
         """Read a tensor, dequantised to a float32 array of its shape.
 
@@ -79,7 +103,7 @@ def read_gguf(path: Path) -> GGUFHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(data).header(path)
-    except (struct.error, ValueError, KeyError, OverflowError) as error:
+    except (struct.error, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is not a complete GGUF file (version 2 or 3): {error}. Fetch it again.") from error
 
 
@@ -98,6 +122,8 @@ class _Reader:
             (self.string(), self.numbers(f"{self.numbers('I')[0]}Q"), *self.numbers("IQ")) for _ in range(n_tensors)
         ]
         alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"general.alignment={alignment!r}")
         start = -(-self.position // alignment) * alignment
         tensors = {name: StoredTensor(shape[::-1], kind, start + offset) for name, shape, kind, offset in stored}
         return GGUFHeader(path, metadata, tensors)

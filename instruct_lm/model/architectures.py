@@ -47,14 +47,25 @@ def check_supported(name: object, key: str, place: str) -> str:
     raise InputError(f"{place}: {key}={name} is an architecture that is not computed here: {remedy}.")
 
 
-def make_gpt_config(architecture: str, sizes: dict[str, Any], place: str) -> GPTConfig:
+def make_gpt_config(architecture: str, sizes: dict[str, Any], place: str, keys: dict[str, str]) -> GPTConfig:
     """The configuration of an architecture with these sizes.
 
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        sizes: Field of `GPTConfig` → value, of any type.
+        place: The file that they come from.
+        keys: Field → its name there.
+
     Raises:
-        InputError: A size is missing, is no number, or does not divide; the message begins with ``place``.
+        InputError: A size is out of range, is no number, or does not divide; the message names keys and values.
     """
     try:
         return GPTConfig(**ARCHITECTURES[architecture], **sizes)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))} {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise InputError(f"{place} describes no model that can be computed: {'; '.join(faults)}") from error
+        faults = []
+        for fault in error.errors():
+            name = str(fault["loc"][0]) if fault["loc"] else ""  # none: sizes that do not go together
+            place_of = f"{keys.get(name, name)}={sizes[name]!r}: "[:120] if name in sizes else ""
+            faults.append(place_of + fault["msg"].removeprefix("Value error, ").replace("Input should", "must"))
+        remedy = "Fetch the file anew, or take another base."
+        raise InputError(f"{place} describes no model that can be computed: {'; '.join(faults)}. {remedy}") from error

@@ -12,6 +12,7 @@ from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.gguf_config import read_gguf_config
 from instruct_lm.model.gpt import GPTConfig
 from instruct_lm.model.hub_config import CONFIG_NAME, read_hub_config
+from instruct_lm.model.weight_files import open_tensors
 
 # Fields of `GPTConfig` that may be None → the properties that have their values.
 _EFFECTIVE = {"n_kv_head": "kv_heads", "head_dim": "head_width", "n_inner": "inner"}
@@ -78,8 +79,9 @@ def complete(settings: ModelConfig, path: Path) -> ModelConfig:
         path: A file or folder.
 
     Raises:
-        InputError: The base does not describe itself, or not as what ``settings`` state.
+        InputError: The base does not describe itself, or not as what ``settings`` state. Or as for `open_tensors`.
     """
+    open_tensors(path)  # weights that are missing or pickled are refused before data and tokenizer take their time
     if (base := describe(path)) is None:
         remedy = f"give the folder or repository that has {CONFIG_NAME}, or a GGUF file"
         raise InputError(f"model.weights={settings.weights}: no {CONFIG_NAME} there tells the model's sizes: {remedy}.")

@@ -39,27 +39,26 @@ def read_gguf_config(header: GGUFHeader) -> GPTConfig:
     """
     place, metadata, tensors = str(header.path), header.metadata, header.tensors
     kind = check_supported(metadata.get("general.architecture"), "general.architecture", place)
-    if metadata.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise InputError(f"{place} is a part of {metadata['split.count']}: join them with llama-gguf-split --merge.")
     own = {key.removeprefix(f"{kind}."): value for key, value in metadata.items() if key.startswith(f"{kind}.")}
     missing = [f"{kind}.{key}" for key in (*_REQUIRED, *_NORM[kind == "gpt2"]) if key not in own]
     missing += [] if EMBEDDING in tensors else [f"tensor {EMBEDDING}"]
     if missing:
         raise InputError(f"{place} has no {', '.join(missing)}: take another file of this base.")
-    # 1e-5 is stored as the float32 9.99999974e-06.
-    sizes = {
-        field: float(str(np.float32(own[key]))) if field == "norm_eps" else own[key]
-        for key, field in _SIZES.items()
-        if key in own
-    }
-    sizes |= {"vocab_size": tensors[EMBEDDING].shape[0], "tied": HEAD not in tensors}
-    config = make_gpt_config(kind, sizes, place)
+    header.check()
+    sizes = {field: own[key] for key, field in _SIZES.items() if key in own}
+    if isinstance(sizes["norm_eps"], float):
+        sizes["norm_eps"] = float(str(np.float32(sizes["norm_eps"])))  # 1e-5 is stored as the float32 9.99999974e-06
+    sizes |= {"vocab_size": (*tensors[EMBEDDING].shape, 0)[0], "tied": HEAD not in tensors}
+    keys = {field: f"{kind}.{key}" for key, field in _SIZES.items() if key in own}
+    config = make_gpt_config(kind, sizes, place, keys)
     if faults := _faults(own, config):
         lines = [f"{kind}.{key}={value}" for key, value in faults.items()]
         summary = f"{place} asks for what is not computed here; take another base:"
         raise InputError("\n".join([summary, *listing(lines)]))
     if ROPE_FACTORS in tensors and (factors := header.read(ROPE_FACTORS).tolist()) != [1.0] * len(factors):
-        return make_gpt_config(kind, sizes | {"rope_factors": factors}, place)
+        return make_gpt_config(kind, sizes | {"rope_factors": factors}, place, keys)
     return config
 
 

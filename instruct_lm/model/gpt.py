@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,9 +22,13 @@ from instruct_lm.model.cache import KVCache
 from instruct_lm.model.rope import Rope, make_rope, rotate
 
 NORMS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+# A damaged file may say anything, and building 10^9 blocks takes for ever.
+Size = Annotated[int, Field(ge=1, le=2**20)]
+Few = Annotated[int, Field(ge=1, le=2**12)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})
+@dataclass(frozen=True, config={"extra": "forbid", "strict": True})
 class GPTConfig:
     """Sizes and choices of a transformer; the defaults are GPT-2 124M.
 
@@ -47,22 +52,22 @@ class GPTConfig:
         dropout: Probability, on embeddings, attention and residual branches.
 
     Raises:
-        ValueError: Sizes that do not divide, or an unknown choice.
+        ValueError: A size out of range or of another type, sizes that do not divide, or an unknown choice.
     """
 
-    vocab_size: int = 50257
-    block_size: int = 1024
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    n_kv_head: int | None = None
-    head_dim: int | None = None
-    n_inner: int | None = None
+    vocab_size: Size = 50257
+    block_size: Size = 1024
+    n_layer: Few = 12
+    n_head: Few = 12
+    n_embd: Size = 768
+    n_kv_head: Few | None = None
+    head_dim: Few | None = None
+    n_inner: Size | None = None
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     position: Literal["learned", "rotary"] = "learned"
-    rope_base: float = 10000.0
-    rope_factors: tuple[float, ...] | None = None
+    rope_base: Positive = 10000.0
+    rope_factors: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
     activation: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True
     qkv_bias: bool = False

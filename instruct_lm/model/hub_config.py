@@ -114,23 +114,24 @@ def read_hub_config(path: Path) -> GPTConfig:
     sizes = {field: given[key] for key, (field, _) in _SIZES[kind].items()}
     rope = rope_parameters(values) if kind != "gpt2" else {}
     sizes["rope_base"] = rope.get("rope_theta", 10000.0)
-    config = make_gpt_config(kind, sizes, str(path))
+    keys = {field: key for key, (field, _) in _SIZES[kind].items()} | {"rope_base": "rope_theta"}
+    config = make_gpt_config(kind, sizes, str(path), keys)
     if rope.get("rope_type") != "llama3":
         return config
     try:
         factors = llama3_rope_factors(config.head_width, config.rope_base, *(float(rope[key]) for key in _LLAMA3))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path}: rope_type=llama3 needs numbers for {', '.join(_LLAMA3)} ({error!r}).") from error
-    return make_gpt_config(kind, sizes | {"rope_factors": factors}, str(path))
+    return make_gpt_config(kind, sizes | {"rope_factors": factors}, str(path), keys)
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): fetch it anew.") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object: fetch it anew.")
+        raise InputError(f"{path} holds no JSON object but {_shown(values)}: fetch it anew.")
     return values
 
 
@@ -144,7 +145,7 @@ def _faults(values: dict[str, Any], kind: str) -> Iterator[str]:
             if value not in computed[key]:
                 yield f"{key}={_shown(value)}; computed is {_shown(computed[key][0])}"
         elif key == "layer_types":
-            if any(layer != "full_attention" for layer in value or ()):
+            if value is not None and (not isinstance(value, list) or {*map(str, value)} - {"full_attention"}):
                 yield f"{key}={_shown(value)}; computed is full_attention in every layer"
         elif key not in known and value is not None and value is not False and value not in ([], {}):
             yield f"{key}={_shown(value)}"

@@ -162,7 +162,10 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
     store_matrices(model, matrix_dtype)
     model.to_empty(device="cpu")
     for piece in pieces_of(model, layout):
-        piece.values.copy_(torch.as_tensor(checkpoint[piece.name].read()).view(piece.values.shape))
+        values = torch.as_tensor(checkpoint[piece.name].read())
+        if not values.is_floating_point():
+            raise InputError(f"{path}: {piece.name} has {values.dtype} numbers: take the base that is not quantised.")
+        piece.values.copy_(values.view(piece.values.shape))
     if head and not torch.equal(torch.as_tensor(head.read(), dtype=matrix_dtype), model.wte.weight):
         remedy = "set tie_word_embeddings to false in config.json if it was trained apart from the embedding"
         raise InputError(f"{path}: {lm_head} differs from the embedding, but the head is tied: {remedy}.")

@@ -22,7 +22,7 @@ def make_rope(
         dtype: Of the result; angles are computed in float32.
     """
     dims = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32)
-    inverse_frequency = base ** (-dims / head_dim)  # (D / 2,)
+    inverse_frequency = 1.0 / base ** (dims / head_dim)  # (D / 2,); rounded as in transformers
     if factors is not None:
         inverse_frequency = inverse_frequency / torch.tensor(factors, device=dims.device)
     angles = (position_ids[..., None].float() * inverse_frequency)[..., None, :]

@@ -76,8 +76,10 @@ def _open_shards(index: Path) -> dict[str, Stored]:
         places: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         names = sorted(set(places.values()))
         outside = [name for name in names if "\\" in name or Path(name).name != name or not name.endswith(SUFFIX)]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"{index} is no index of shards ({error!r}): fetch it anew.") from error
+    if not names:
+        raise InputError(f"{index} names no files: fetch it anew.")
     if outside:
         raise InputError(f"{index} names {outside[0]!r}, which is no .safetensors file beside it: correct the index.")
     if missing := [name for name in names if not (index.parent / name).is_file()]:

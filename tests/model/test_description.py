@@ -9,7 +9,9 @@ import pytest
 
 from instruct_lm.config import OPEN, ModelConfig, model_config
 from instruct_lm.errors import InputError
+from instruct_lm.io.gguf import GGUFHeader, read_gguf
 from instruct_lm.model.description import check_agreement, complete, describe, source_name
+from instruct_lm.model.gguf_config import read_gguf_config
 from instruct_lm.model.gpt import GPTConfig
 from tests.model.conftest import CONFIGS
 from tests.model.references import reference, write_gguf
@@ -49,7 +51,15 @@ def test_a_base_describes_itself(tmp_path: Path, name: str, form: str) -> None:
         ("llama", {"llama.logit_scale": 2.0}, "llama.logit_scale=2.0"),
         ("llama", {"llama.block_count": None}, "has no llama.block_count"),
         ("llama", {"llama.attention.layer_norm_rms_epsilon": None}, "has no llama.attention.layer_norm_rms_epsilon"),
-        ("llama", {"llama.feed_forward_length": [56, 64]}, r"n_inner \[56, 64\]"),
+        ("llama", {"llama.feed_forward_length": [56, 64]}, r"llama.feed_forward_length=\[56, 64\]"),
+        ("llama", {"llama.block_count": 4 * 10**9}, "llama.block_count=4000000000: must be less than"),
+        (
+            "llama",
+            {"llama.attention.layer_norm_rms_epsilon": "x"},
+            "layer_norm_rms_epsilon='x': must be a valid number",
+        ),
+        ("llama", {"split.count": "x"}, "is a part of x"),
+        ("llama", {"general.alignment": 0}, "general.alignment=0"),
     ],
 )
 def test_metadata_that_is_not_computed_is_refused(
@@ -137,9 +147,6 @@ def test_smollm2s_sizes_are_those_of_its_file(smollm2_gguf: Path) -> None:
 
 
 def test_rope_factors_of_one_are_none(tmp_path: Path) -> None:
-    from instruct_lm.io.gguf import GGUFHeader, read_gguf
-    from instruct_lm.model.gguf_config import read_gguf_config
-
     header = read_gguf(write_gguf(tmp_path / "a.gguf", reference("llama3")))
     assert read_gguf_config(header).rope_factors == pytest.approx(CONFIGS["llama3"].rope_factors)
 
@@ -148,3 +155,27 @@ def test_rope_factors_of_one_are_none(tmp_path: Path) -> None:
             return np.ones(8, dtype=np.float32)
 
     assert read_gguf_config(Ones(header.path, header.metadata, header.tensors)).rope_factors is None
+
+
+def test_a_gguf_is_refused_before_anything_is_read_if_a_tensor_cannot_be(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", reference("llama"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(InputError, match=r"model\.gguf: tensor blk\..* ends at byte \d+, the file at \d+"):
+        describe(path)
+    path.write_bytes(whole)
+    tensors = dict(read_gguf(path).tensors)
+    for kind, name in ((15, "Q8_K"), (9999, "number 9999")):  # one that gguf does not dequantise, and no type at all
+        tensors["blk.0.ffn_up.weight"] = replace(tensors["blk.0.ffn_up.weight"], kind=kind)
+        with pytest.raises(InputError, match=rf"ffn_up\.weight is of type {name}, which is not read here. Take a file"):
+            read_gguf_config(replace(read_gguf(path), tensors=tensors))
+
+
+def test_weights_that_are_no_weights_are_refused_with_the_sizes(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter alone: merge it"):
+        complete(auto(tmp_path), tmp_path)
+    reference("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled weights are not read"):
+        complete(auto(tmp_path), tmp_path)

@@ -138,8 +138,17 @@ def test_transformers_4_and_5_say_the_same(tmp_path: Path) -> None:
         ("qwen2", {"use_mrope": True}, "use_mrope=true"),
         ("llama", {"no_one_knows_this": 3}, "no_one_knows_this=3\nTake another base.*may be deleted"),
         ("llama", {"hidden_size": _ABSENT}, "has no hidden_size"),
-        ("llama", {"hidden_size": None}, "describes no model that can be computed: n_embd None"),
-        ("llama", {"hidden_size": "wide"}, "n_embd 'wide'"),
+        ("llama", {"hidden_size": None}, "describes no model that can be computed: hidden_size=None"),
+        ("llama", {"hidden_size": "2048"}, "hidden_size='2048': must be a valid integer"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: must be less than"),  # would take hours
+        ("gpt2", {"n_layer": -2}, "n_layer=-2: must be greater than or equal to 1"),
+        ("gpt2", {"n_head": 0}, "n_head=0: must be"),
+        ("gpt2", {"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon=nan: must be a finite number"),
+        ("qwen2", {"num_key_value_heads": 0}, "num_key_value_heads=0: must be"),
+        ("qwen2", {"rope_theta": -1.0}, "rope_theta=-1.0: must be greater than 0"),
+        ("qwen2", {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes': must be a valid boolean"),
+        ("qwen3", {"layer_types": 5}, "layer_types=5; computed is full_attention"),
+        ("llama", {"rope_scaling": {**ROPE, "factor": 10**400}}, "llama3 needs numbers for factor"),
         ("llama", {"num_key_value_heads": 5}, "n_kv_head=5: each must be a multiple of the next"),
         ("llama", {"head_dim": 63, "rope_scaling": None}, "rotary positions need an even width"),
     ],
@@ -157,7 +166,7 @@ def test_null_and_false_switch_nothing_on(tmp_path: Path, kind: str, value: Any)
     assert read(tmp_path, BASES[kind], some_new_feature=value) == read(tmp_path, BASES[kind])
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "\xff"])
+@pytest.mark.parametrize("content", ["", "[1]", "{", "\xff", "[" * 100_000])
 def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content, encoding="latin-1")

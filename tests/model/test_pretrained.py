@@ -217,3 +217,12 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes) -> No
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         load_pretrained(CONFIGS["gpt2"], tmp_path / name)
+
+
+def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
+    reference("gpt2").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"transformer.h.0.mlp.c_fc.weight": tensors["transformer.h.0.mlp.c_fc.weight"].char()}, file)
+    with pytest.raises(InputError, match=r"h\.0\.mlp\.c_fc\.weight has torch\.int8 numbers: take the base that is not"):
+        load_pretrained(CONFIGS["gpt2"], tmp_path)

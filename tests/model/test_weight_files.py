@@ -51,7 +51,7 @@ def test_an_index_names_nothing_outside_its_folder(shards: Path, name: str) -> N
         open_tensors(shards)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 5}', '{"weight_map": {"a": 5}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"weight_map": 5}', '{"weight_map": {"a": 5}}'])
 def test_a_broken_index_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX).write_text(content)
     with pytest.raises(InputError, match=r"index\.json is no index of shards"):
