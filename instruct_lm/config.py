@@ -227,7 +227,7 @@ class CommonConfig(Group):
     output_dir: Source | None = Field(description="where results go; null: outputs/<date>_<time> or the run's folder")
     cache_dir: Source | None = Field(description="downloads and encoded data; null: a folder in the user's cache")
     offline: bool = Field(description="true: no downloads")
-    mirror: Url | None = Field(description="tried in place of the host of https: sources")
+    mirror: Url | None = Field(description="https://<host>/<path> is fetched from <mirror>/<host>/<path>")
 
     @property
     def folder(self) -> Path:

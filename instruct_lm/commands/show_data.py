@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--mask-instructions", action="store_true", help="train on the response only")
     add("--mask-header", action="store_true", help="weight the response header like the prompt")
     add("--prompt-loss-weight", type=float, metavar="W", help="weight of prompt tokens, 0 to 1")
-    add("--entry", type=int, default=1, metavar="N", help="entry to print, from 1 (default: %(default)s)")
+    add("--entry", type=int, metavar="N", help="entry to print, from 1 (default: the first that can be used)")
     add("--max-length", type=int, metavar="TOKENS", help="most tokens of an entry")
     add("--overlong", default="drop", choices=OVERLONG, help="what becomes of longer ones (default: %(default)s)")
     add_options(parser)
@@ -61,10 +61,11 @@ def _show(options: argparse.Namespace) -> None:
     )
     if options.duplicates is not None or options.json is not None:
         return show_duplicates(split(conversations), options.duplicates, options.json)
-    shown = [conversation for conversation in conversations if conversation.number == options.entry]
+    number = conversations[0].number if options.entry is None else options.entry
+    shown = [conversation for conversation in conversations if conversation.number == number]
     if not shown:
         numbers = f"{conversations[0].number} to {conversations[-1].number}"
-        raise InputError(f"--entry {options.entry}: the file has usable entries from {numbers}, and this is none.")
+        raise InputError(f"--entry {number}: the file has usable entries from {numbers}, and this is none.")
     tokenizer = _tokenizer(options.tokenizer)
     style = get_style(options.style, tokenizer)
     splits = split(conversations)
@@ -85,7 +86,7 @@ def _show(options: argparse.Namespace) -> None:
     row = encode_conversations(shown, tokenizer, style, options.max_length, options.overlong)[0]
     prompt, header, response = ((row.kinds == kind).sum() for kind in Kind)
     sizes = f"{prompt} prompt + {header} header + {response} response tokens (end tokens included)"
-    print(f"\nEntry {options.entry}: {sizes}")
+    print(f"\nEntry {number}: {sizes}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
     legend = "grey: weight 0, green: weight 1, yellow: in between" if colour else "[w|text] has weight w in the loss"
     print(f"({legend})\n\n{render(row, loss_weights(row, weight, options.mask_header), tokenizer, colour)}")

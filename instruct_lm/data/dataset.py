@@ -2,6 +2,7 @@
 
 import logging
 import random
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -97,7 +98,7 @@ def read_conversations(
     if not count:
         raise InputError(f"{name} holds no entries.")
     if malformed:
-        summary = f"{name}: {len(malformed)} of {count} entries are malformed. {_remedy(reader)}"
+        summary = f"{name}: {len(malformed)} of {count} entries are malformed. {_remedy(name, reader)}"
         raise InputError("\n  ".join([summary, *listing(malformed)]))
     _check_columns_used(name, reader)
     if left_out and (unusable == "error" or not conversations):
@@ -112,13 +113,20 @@ def read_conversations(
     return Loaded(conversations, [*report, *_remarks(reader)])
 
 
-def _remedy(reader: RecordReader) -> str:
+def _remedy(name: str, reader: RecordReader) -> str:
     """What to do about malformed entries: name the columns if none has the keys of a shape."""
-    if reader.taken or not reader.unrecognised:
+    keys = reader.unrecognised
+    if reader.taken:
         return "Correct or remove them."
-    columns = suggested_columns(reader.unrecognised)
-    example = f"data.columns={shown_columns(columns or {'instruction': 'KEY', 'output': 'KEY'})}"
-    return f"Say what its keys ({shown(reader.unrecognised)}) are: {example}"
+    if len(keys) < 2:
+        needed = "an instruction and an output, or messages with roles and contents, each under a key of its own"
+        return f"An entry is an object that has {needed}."
+    columns = suggested_columns(keys) or {"instruction": "KEY", "output": "KEY"}
+    options = shlex.join(f"{field}={key}" for field, key in columns.items())
+    commands = f"data.columns={shown_columns(columns)} (python -m instruct_lm.data: --columns {options})"
+    table = name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+    named = f"columns (its first line: {shown(keys)})" if table else f"keys ({shown(keys)})"
+    return f"Say what its {named} are: {commands}"
 
 
 def _check_columns_used(name: str, reader: RecordReader) -> None:

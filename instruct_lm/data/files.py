@@ -27,6 +27,10 @@ _ROWS = 256  # of Parquet read at a time
 _TOKEN = 16  # characters: longer than any JSON token but a string
 _CELL_LIMIT = 2**31 - 1  # the largest that the csv module takes on every platform
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")  # JSON's whitespace, which is not Unicode's
+_REMEDIES = {  # by the decoder's words
+    "Invalid \\escape": "a backslash in a text is written \\\\",
+    "Invalid control character at": r"a line end or tab in a text is written \n or \t, or a quote is not closed",
+}
 _BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe\x00\x00": "utf-32",
@@ -248,6 +252,7 @@ class _JsonReader:
     def _fault(self, words: str, at: int) -> InputError:
         if kind := kind_of_fault(self.buffer, at, self.listed):
             return refusal(self.path, kind, self._place(at), self.text.encoding, self.head)
-        if self.buffer is self.head and not self.head[:at].strip():
+        words = _REMEDIES.get(words, words)
+        if self.buffer is self.head and "{" not in self.head[:at]:
             words += ". The file is none of JSON, JSON lines, CSV, TSV and Parquet"
         return InputError(f"{self.path}{self._place(at)}: not JSON: {words}.")

@@ -50,9 +50,14 @@ _STRIP = f"import re, sys; t = {_READ}; " + r's = r"(\x22(?:[^\x22\\]|\\.)*\x22)
 _STRIP += r't = re.sub(s + r"|//.*|#.*|/\*[\s\S]*?\*/", r"\1", t); '
 _STRIP += r't = re.sub(s + r"|,(?=\s*[\]}])", r"\1", t); sys.stdout.buffer.write(t.encode())'
 TRAILING_COMMA = Foreign("JSON with a comma before a closing bracket", python_command(_STRIP))
+COMMA_LINES = Foreign(
+    "JSON objects with commas between them and no brackets around them",
+    python_command(f'import sys; t = {_READ}; sys.stdout.buffer.write(("[" + t.strip().rstrip(",") + "]").encode())'),
+)
 COMMENTS = Foreign("JSON with comments", python_command(_STRIP))
 NOT_UTF8 = Foreign(
-    "not UTF-8 text. If it is Latin-1 (Windows-1252), convert it; if not, name its encoding after -f",
+    "not UTF-8 text. If it is Latin-1 (Windows-1252), convert it; if not, name its encoding after -f, "
+    "such as GB18030 (Chinese), SHIFT_JIS (Japanese) or WINDOWS-1251 (Russian)",
     "iconv -f WINDOWS-1252 -t UTF-8",
     "",
 )
@@ -115,10 +120,12 @@ def kind_of(head: bytes) -> Foreign | None:
 def kind_of_fault(text: str, at: int, listed: bool) -> Foreign | None:
     """The kind of a text that is almost JSON, by what stands where the decoder stopped, in a list or not."""
     rest, before = text[at : at + 200], text[max(at - 200, 0) : at].rstrip()
-    if re.match(r"//|/\*|#", rest):
+    if re.match(r"//|/\*|#", rest) and re.search(r"[\[{]", text):
         return COMMENTS
     if re.match(r",\s*[\]}]", rest) or (before.endswith(",") and re.match(r"\s*[\]}]", rest)):
         return TRAILING_COMMA
+    if rest.startswith(",") and before.endswith("}"):  # inside an object a comma is expected there
+        return COMMA_LINES
     if re.match(r"'|(None|True|False|nan)\b", rest):
         return PYTHON_LIST if listed else PYTHON_LINES
     return None

@@ -13,7 +13,8 @@ from typing import Any
 from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.shapes import Layout, Malformed, check_columns, recognise, shown
 
-_ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system", "human": "user"}
+_ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}
+_ROLES |= dict.fromkeys(("human", "prompter"), "user")
 _ROLES |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # What public files write where an instruction needs no input, after brackets and punctuation at the edges are stripped.
@@ -130,11 +131,10 @@ class RecordReader:
             yield self._turn(folded, f"{field}, turn {i}", field)
 
     def _turn(self, item: dict[str, Any], place: str, field: str) -> Turn:
-        role, text, other = ("role", "content", "value")
+        role, texts = "role", ("content", "value", "text")
         if _is_blank(item.get("role")) and "from" in item:
-            role, text, other = ("from", "value", "content")
-        if text not in item and other in item:
-            text = other
+            role, texts = "from", ("value", "content", "text")
+        text = next((key for key in texts if key in item), texts[0])
         if calls := [key for key in ("tool_calls", "function_call") if not _is_blank(item.get(key))]:
             raise Malformed(f"{place}: {calls[0]} cannot be trained on")
         if missing := [key for key in (role, text) if key not in item]:

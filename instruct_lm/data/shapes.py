@@ -11,9 +11,10 @@ from instruct_lm.errors import InputError, listing
 FIELDS: tuple[str, ...] = get_args(DataField)
 """The keys that the shapes have, and those of `data.columns`."""
 _COMMON_NAMES = {
-    "instruction": ("question", "query", "problem", "prompt", "task", "user", "q"),
+    "instruction": ("question", "query", "problem", "prompt", "task", "user", "q", "inputs", "input", "text"),
     "input": ("context", "passage"),
-    "output": ("answer", "response", "completion", "target", "solution", "label", "chosen", "a"),
+    "output": ("answer", "response", "completion", "target", "targets", "solution", "label", "chosen", "a"),
+    "system": ("system_prompt", "system_message"),
     "messages": ("conversation", "dialogue", "dialog", "chat", "turns"),
 }
 
@@ -114,4 +115,12 @@ def suggested_columns(keys: Sequence[str]) -> dict[str, str] | None:
             found[field] = folded[name]
     if not found.keys() | folded.keys() >= {"instruction", "output"}:
         return {"messages": found["messages"]} if "messages" in found else None
+    if (
+        "prompt" in folded
+        and found.get("instruction") == folded["prompt"]
+        and not {"input"} & (found.keys() | folded.keys())
+    ):
+        # A prompt may be a list of messages; an instruction is a text.
+        found["completion"] = found.pop("output", folded.get("output", ""))
+        del found["instruction"]
     return {field: key for field, key in found.items() if field != "messages"}

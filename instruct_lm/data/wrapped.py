@@ -9,6 +9,7 @@ from typing import Any
 
 from instruct_lm.data.foreign import Foreign, python_command, refusal
 from instruct_lm.data.shapes import Malformed, recognise
+from instruct_lm.errors import InputError
 
 Record = tuple[str, Any]
 
@@ -19,7 +20,7 @@ def unwrapped(
     """The records of a file, also where one object holds all of them.
 
     Such are `{"data": [record, …]}` and what pandas writes: `{key: [value, …]}`, `{key: {row: value}}` and
-    `{row: record}`.
+    `{row: record}`, `{"columns": […], "index": […], "data": [[value, …], …]}`.
 
     Args:
         records: What `read_records` yields.
@@ -37,14 +38,22 @@ def unwrapped(
     if found is None or (second := next(records, None)) is not None:
         yield from chain([first], [] if found is None else [second], records)
         return
+    if isinstance(found, InputError):
+        raise found
     where, inner = found
     report.append((logging.INFO, f"the entries are those of one object, {where}"))
     yield from (("", record) for record in inner)
 
 
-def _inside(record: Mapping[str, Any], path: Path, columns: Mapping[str, str]) -> tuple[str, list[Any]] | None:
-    """Where in an object its records are, and the records; None if it is a record itself."""
+def _inside(
+    record: Mapping[str, Any], path: Path, columns: Mapping[str, str]
+) -> tuple[str, list[Any]] | InputError | None:
+    """Where in an object its records are, and the records; None if it is a record itself; or why that is not clear."""
     values = list(record.values())
+    if {"columns", "data"} <= record.keys() <= {"columns", "index", "data"} and all(
+        isinstance(row, list) and len(row) == len(record["columns"]) for row in record["data"]
+    ):
+        return "under its key data", [dict(zip(record["columns"], row, strict=True)) for row in record["data"]]
     if values and all(isinstance(value, list) for value in values):
         rows = [list(value) for value in values]
         if (
@@ -63,7 +72,7 @@ def _inside(record: Mapping[str, Any], path: Path, columns: Mapping[str, str]) -
     if len(lists) > 1:
         code = f"import json, sys; json.dump(json.load(sys.stdin.buffer)[{json.dumps(lists[0])}], sys.stdout)"
         name = f"one object with several lists, {', '.join(lists)}. Give one of them"
-        raise refusal(path, Foreign(name, python_command(code)))
+        return refusal(path, Foreign(name, python_command(code)))
     return (f"under its key {lists[0]}", record[lists[0]]) if lists else None
 
 

@@ -120,8 +120,11 @@ def test_what_was_recognised_is_shown_and_other_keys_are_mapped(tmp_path, capsys
     assert f"20 entries as {shape}: 19 conversations, 38 turns\n1 of 20 entries are unusable and dropped" in out
     assert "Say 3." in out.partition("Entry 4")[2]
     assert "noinput" not in out.partition("Entry 4")[2]
+    path.write_text("question,answer,context\n" + "\n".join([",ok,", *rows]))
+    assert main([str(path), "--tokenizer", "bytes", *columns]) == 0
+    assert "Say 0." in capsys.readouterr().out.partition("Entry 2")[2]  # the first that can be used
     assert main([str(path), "--tokenizer", "bytes", "--unusable", "error", *columns]) == 2
-    assert "entry 3: the response is blank" in capsys.readouterr().err
+    assert "entry 4: the response is blank" in capsys.readouterr().err
     assert main([str(path), "--columns", "question"]) == 2
     assert "--columns question: write FIELD=KEY" in capsys.readouterr().err
 

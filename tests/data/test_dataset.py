@@ -133,21 +133,35 @@ def test_ten_faults_are_listed_and_all_are_counted(write):
 
 
 @pytest.mark.parametrize(
-    ("keys", "remedy"),
+    ("keys", "remedy", "options"),
     [
-        (["question", "answer"], "'{instruction: question, output: answer}'"),
-        (["instruction", "response"], "'{output: response}'"),
-        (["x", "y"], "'{instruction: KEY, output: KEY}'"),
+        (["question", "answer"], "'{instruction: question, output: answer}'", "instruction=question output=answer"),
+        (["instruction", "response"], "'{output: response}'", "output=response"),
+        (["x", "y"], "'{instruction: KEY, output: KEY}'", "instruction=KEY output=KEY"),
     ],
 )
-def test_keys_that_no_entry_has_are_a_matter_of_columns(write, keys, remedy):
+def test_keys_that_no_entry_has_are_a_matter_of_columns(write, keys, remedy, options):
     path = write([dict.fromkeys(keys, "x")] * 3)
     with pytest.raises(InputError) as error:
         load_conversations(path)
     first = f"{path}: 3 of 3 entries are malformed. Say what its keys ({', '.join(keys)}) are: data.columns={remedy}"
-    assert str(error.value).split("\n")[0] == first
+    assert str(error.value).split("\n")[0] == f"{first} (python -m instruct_lm.data: --columns {options})"
     if "KEY" not in remedy:
         assert len(load_conversations(path, columns=yaml.safe_load(shlex.split(remedy)[0]))) == 3
+
+
+@pytest.mark.parametrize("records", [[["q", "a"]], [{"text": "### Human: q### Assistant: a"}], [{}]])
+def test_records_that_no_columns_can_be_named_for(write, records):
+    with pytest.raises(
+        InputError, match=r"1 of 1 entries are malformed\. An entry is an object that has an instruction"
+    ):
+        load_conversations(write(records))
+
+
+def test_the_columns_of_a_table_without_a_header(tmp_path):
+    (path := tmp_path / "data.csv").write_text("Add 1 and 2.,3\nAdd 2 and 3.,5\n")
+    with pytest.raises(InputError, match=r"what its columns \(its first line: Add 1 and 2\., 3\) are"):
+        load_conversations(path)
 
 
 def test_columns_that_no_entry_has(write):

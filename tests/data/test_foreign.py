@@ -75,6 +75,12 @@ def arrow(stream):
             r", line 10, column 1: this is JSON with a comma before.*; its keys: a, b\.",
         ),
         (JSON.replace("\n }", ",\n }"), "commas.json", "JSON with a comma before a closing bracket"),
+        (",\n".join(map(json.dumps, RECORDS)), "lines.json", ": this is JSON objects with commas between them"),
+        (
+            "".join(json.dumps(record) + ",\n" for record in RECORDS),
+            "lines.jsonl",
+            ": this is JSON objects with commas",
+        ),
         ("// my entries\n" + JSON, "comments.json", ", line 1, column 1: this is JSON with comments"),
         ("[ # one\n" + JSON[1:-1] + "/* end\n */ ]", "comments.json", ", line 1, column 3: this is JSON with comments"),
         (JSON.encode("latin-1"), "latin.json", r"byte 0xe9 in position .* \(line 7\): this is not UTF-8 text"),

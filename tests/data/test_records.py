@@ -41,6 +41,7 @@ def messages(*pairs):
         {"conversations": [{"from": role, "value": text} for role, text in ROLES]},
         {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in ROLES[1:]], "system": "s"},
         {"conversations": MESSAGES},
+        {"messages": [{"role": {"user": "prompter"}.get(role, role), "text": text} for role, text in ROLES]},  # OASST
         {"conversations": [{"role": None, "content": None, "from": role, "value": text} for role, text in ROLES]},
         {"system": "s", "history": [["q", "a"]], **LAST},
         {"system": "s", "history": MESSAGES[1:3], **LAST},
@@ -197,7 +198,7 @@ def test_a_placeholder_that_is_dropped_can_leave_nothing():
         ({"messages": {"role": "user"}}, "messages is an object, not a list"),
         ({"messages": ["hello"]}, "messages, turn 1 is text, not an object with role and content"),
         ({"messages": [{"content": "x"}]}, "messages, turn 1: role is missing (its keys: content)"),
-        ({"messages": [{"role": "user", "text": "x"}]}, "messages, turn 1: content is missing (its keys: role, text)"),
+        ({"messages": [{"role": "user", "body": "x"}]}, "messages, turn 1: content is missing (its keys: role, body)"),
         ({"conversations": [{"from": "human"}]}, "conversations, turn 1: value is missing (its keys: from)"),
         (messages(("user", "q"), ("tool", "x")), "messages, turn 2: the role 'tool' cannot be trained on, only system, "),
         (messages(("user", "q"), (None, "x")), "messages, turn 2: the role None cannot be trained on"),

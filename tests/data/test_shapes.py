@@ -84,6 +84,11 @@ def test_columns_name_fields():
         ("instruction context response category", "'{input: context, output: response}'"),
         ("Query Response", "'{instruction: Query, output: Response}'"),
         ("id dialogue", "'{messages: dialogue}'"),
+        ("kind input target", "'{instruction: input, output: target}'"),  # firefly
+        ("inputs targets", "'{instruction: inputs, output: targets}'"),  # xP3
+        ("id system_prompt question response", "'{instruction: question, output: response, system: system_prompt}'"),
+        ("prompt chosen rejected", "'{completion: chosen}'"),
+        ("prompt context answer", "'{instruction: prompt, input: context, output: answer}'"),
         ("a b", None),
     ],
 )
@@ -91,4 +96,4 @@ def test_a_suggestion_reads_the_keys(keys, columns):
     suggested = suggested_columns(keys.split())
     assert (suggested and shown_columns(suggested)) == columns
     if suggested:
-        assert recognise(keys.split(), suggested).shape.name in ("Alpaca", "messages")
+        assert recognise(keys.split(), suggested).shape.name in ("Alpaca", "messages", "prompt/completion")

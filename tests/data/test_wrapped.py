@@ -30,9 +30,9 @@ def read(tmp_path):
         ({"version": "1.0", "schema": {"fields": []}, "train": ENTRIES, "test": []}, "under its key train"),
         ({key: [entry[key] for entry in ENTRIES] for key in ENTRIES[0]}, "by columns"),
         *((FRAME.to_json(orient=orient), where) for orient, where in (("columns", "by columns"), ("index", "by rows"))),
-        (FRAME.to_json(orient="table"), "under its key data"),
+        *((FRAME.to_json(orient=orient), "under its key data") for orient in ("table", "split")),
     ],
-    ids=["key", "key among others", "columns", "pandas columns", "pandas index", "pandas table"],
+    ids=["key", "key among others", "columns", "pandas columns", "pandas index", "pandas table", "pandas split"],
 )
 def test_records_inside_an_object(read, content, where):
     conversations, report = read(content)
@@ -66,3 +66,7 @@ def test_several_objects_are_entries(read):
         InputError, match=r"2 of 2 entries are malformed.*\n.*entry 1 \(line 1\): its keys fit no known"
     ):
         read('{"data": [{"instruction": "q"}]}\n{"data": []}')
+    preference = json.dumps({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]})
+    with pytest.raises(InputError, match=r"2 of 2 entries are malformed.*data\.columns='{completion: chosen}'"):
+        read(f"{preference}\n{preference}")
+    assert len(read(f"{preference}\n{preference}", columns={"completion": "chosen"}).conversations) == 2
