@@ -1,5 +1,8 @@
 """Chat templates as prompt styles, against transformers' `apply_chat_template` and its assistant masks."""
 
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -8,10 +11,14 @@ from hypothesis import strategies as st
 
 from instruct_lm.data.chat_template import TemplateStyle
 from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.data.dataset import load_conversations
 from instruct_lm.data.encoded import loss_weights
 from instruct_lm.data.encoding import encode_conversations, encode_pieces
 from instruct_lm.data.pieces import Kind, prompt_pieces
+from instruct_lm.data.prompts import get_style
+from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
+from tests.data.hub_tokenizers import KINDS, train, write_folder
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot|>", "<|header|>", "<think>", "</think>"]
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -225,3 +232,28 @@ def test_templates_that_cannot_be_used_are_refused(template: str, turns: Any, me
     with pytest.raises(InputError, match=message) as error:
         style_of(template).pieces(turns)
     assert "hoose another prompt style" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "kind"), [("qwen2_5_training", "qwen2"), ("qwen3_training", "qwen2"), ("llama3_training", "llama-bpe")]
+)
+def test_labels_are_those_of_trls_assistant_only_loss(tmp_path: Path, template: str, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if (trl := find_spec("trl")) is None or trl.origin is None:
+        pytest.skip("TRL, whose templates these are, is not installed")
+    text = Path(trl.origin).with_name("chat_templates").joinpath(f"{template}.jinja").read_text("utf-8")
+    settings = {**KINDS[kind].settings, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": text}
+    folder = write_folder(tmp_path / "base", train(kind), tokenizer_config=settings)
+    tokenizer, upstream = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    random, texts = Random(1), [turn.text for entry in load_conversations("sample") for turn in entry.turns]
+    for number in range(60):
+        roles = ["system"] * (number % 2) + ["user", "assistant"] * random.randint(1, 4)
+        turns = tuple(Turn(role, random.choice(texts)) for role in roles)
+        expected = upstream.apply_chat_template(
+            [{"role": turn.role, "content": turn.text} for turn in turns],
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        (row,) = encode_conversations([Conversation(turns)], tokenizer, get_style("template", tokenizer))
+        assert row.input_ids.tolist() == expected["input_ids"]
+        assert (loss_weights(row, 0.0, mask_header=True) > 0).tolist() == [bool(m) for m in expected["assistant_masks"]]
