@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.encoded import EncodedDataset
@@ -139,7 +140,8 @@ def encode_conversations(
         return encode_pieces(style.pieces(turns), tokenizer)
 
     flat, kinds, offsets, entries, too_long, truncated = array("i"), bytearray(), [0], [], [], 0
-    for place, conversation in enumerate(conversations, start=1):  # in one thread: two are slower on such short texts
+    bar = tqdm(conversations, desc="encoding", unit="entry", delay=3, leave=False)  # of what takes over 3 seconds
+    for place, conversation in enumerate(bar, start=1):  # in one thread: two are slower on texts this short
         number = conversation.number or place
         try:
             encoded = encode(conversation.turns)
