@@ -74,6 +74,8 @@ def parse_source(source: str) -> Remote | Path:
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, with "\0", "~nobody"
         if source and (path := Path(source).expanduser()).exists():
             return path
+    if Path(source).is_absolute():  # as in the configuration of a run whose base is gone
+        raise InputError(f"{source}: no such file or folder. Put it back, or give another source. {FORMS}")
     why = "not understood" if re.match(r"[\w+.-]{2,}:|$", source) else f"no such file or folder in {Path.cwd()}"
     raise InputError(f"source {source!r}: {why}. {FORMS}")
 
