@@ -21,9 +21,9 @@ from instruct_lm.io.wheel import extract_from_wheel
 logger = logging.getLogger(__name__)
 
 _WAYS_ON = {
-    "hf": "hf: sources from a mirror of the hub: HF_ENDPOINT=https://hf-mirror.com python train.py …",
+    "hf": "hf: sources from a mirror of the hub: export HF_ENDPOINT=https://hf-mirror.com, then the same command",
     "url": "https: sources from another server: mirror=https://<server>, asked for https://<server>/<host>/<path>",
-    "pypi": "pypi: sources from another package index: PIP_INDEX_URL=https://<server>/simple python train.py …",
+    "pypi": "pypi: sources from another package index: export PIP_INDEX_URL=https://<server>/simple, then the same",
 }
 
 
