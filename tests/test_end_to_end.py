@@ -360,7 +360,7 @@ MALFORMED = {
     "empty output": ([{**ENTRY, "output": " "}], ["1 of 1 entries are unusable", "entry 1: the response is blank"]),
     "no object": ([ENTRY, "text"], ["entry 2: it is", "not an object with keys"]),
     "no entries": ([], ["no entries"]),
-    "no entry": ({"data": 5}, ["entry 1", "data.columns"]),
+    "no entry": ({"data": 5}, ["entry 1", "its keys fit no known shape: data"]),
     "too few": ([ENTRY, ENTRY], ["2 entries", "Use more entries"]),
     "all too long": ([{**ENTRY, "output": "y" * 100_000}] * 20, ["longer than max_length=512", "overlong"]),
     "broken": (b'[{"instruction": "Say yes.",\n "output": ', ["line 2, column"]),
