@@ -74,7 +74,9 @@ def test_hosts_out_of_reach_are_each_tried_twice_and_reported_in_one_message(
         assert f"by hand: put it at {fetcher.cache_dir / place}\n" in message
     assert re.search(rf"put config.json, model.safetensors .*tokenizer.json.* {fetcher.cache_dir}/hf/a/c/2\n", message)
     assert re.search(r"small.bin: not fetched yet\n.*\n  by hand: put it at .*small.bin\n", message)
-    assert re.search(r"Ways on:\n.*export HF_ENDPOINT=https://hf-mirror\.com, then the same command\n.*mirror=https://", message)
+    assert re.search(
+        r"Ways on:\n.*export HF_ENDPOINT=https://hf-mirror\.com, then the same command\n.*mirror=https://", message
+    )
 
 
 def test_a_name_server_that_does_not_answer_holds_nothing_up(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
