@@ -44,7 +44,7 @@ def main(config: TrainConfig) -> None:
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()
-    record_data(config.folder, config.data.source, fetcher.fetch(config.data.source))
+    record_data(config, fetcher.fetch(config.data.source))
     data.setup("fit")
     fits, message = describe(build.estimate_memory(config, data), free_memory(accelerator))
     log.log(logging.INFO if fits else logging.WARNING, message)

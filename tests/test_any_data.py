@@ -51,3 +51,12 @@ def test_data_that_change_under_a_run_are_refused(command: Any, tmp_path: Path) 
     write(data, sums())
     assert command("train", "resume=run", "trainer.max_steps=3")[0] == 0
     assert command("evaluate", "run=run", "generation.max_new_tokens=2")[0] == 0
+
+
+def test_a_folder_that_holds_no_run_yet_takes_other_data(command: Any, tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint leaves its record; the same command starts anew."""
+    data = write(tmp_path / "data.json", sums())
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "made_from.json", {"data": {"source": str(data), "sha256": "0" * 64}})
+    assert command("train", *TINY, f"data.source={data}", "output_dir=run")[0] == 0
+    assert json.loads((tmp_path / "run" / "made_from.json").read_text())["data"]["sha256"] != "0" * 64

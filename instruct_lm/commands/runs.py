@@ -206,11 +206,12 @@ def save_config(config: TrainConfig) -> None:
     write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), config.folder / CONFIG_FILE)
 
 
-def record_data(folder: Path, source: str, file: Path) -> None:
-    """Record the hash of the data file that a run is made from; a run that goes on is checked as by `check_data`."""
-    check_data(folder, source, file)
-    if file.is_file():
-        write_json({"data": {"source": source, "sha256": sha256_of(file)}}, folder / MADE_FROM)
+def record_data(config: TrainConfig, file: Path) -> None:
+    """Record the hash of the data file that a run is made from; of a run that goes on, check it (see `check_data`)."""
+    if config.resume is not None:
+        check_data(config.folder, config.data.source, file)
+    elif file.is_file():
+        write_json({"data": {"source": config.data.source, "sha256": sha256_of(file)}}, config.folder / MADE_FROM)
 
 
 def check_data(run: Path, source: str, file: Path) -> None:
