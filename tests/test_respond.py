@@ -20,6 +20,7 @@ from instruct_lm.respond import Responder, Response
 
 BYTES = load_tokenizer("bytes")
 MODEL = GPT(GPTConfig(vocab_size=257, block_size=300, n_layer=1, n_head=1, n_embd=8)).init_weights(0)
+ROOMY = GPT(GPTConfig(vocab_size=257, block_size=600, n_layer=1, n_head=1, n_embd=8))  # no prompt of a test is cut
 EXAMPLE = Conversation.of("Name a colour.", "", "Red.")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
@@ -35,7 +36,7 @@ def test_a_prompt_is_what_training_puts_before_the_response(
 ) -> None:
     example = Conversation.of(instruction, input, output)
     row = encode_conversations([example], BYTES, STYLES[name])[0]
-    asked = responder(name).prompt_ids(example)
+    asked = Responder(ROOMY, BYTES, STYLES[name]).prompt_ids(example)
     assert asked == row.input_ids[row.kinds != Kind.RESPONSE].tolist()
     assert bytes(row.input_ids[len(asked) :].tolist()[: len(output.encode())]).decode() == output
 
