@@ -214,16 +214,13 @@ class JudgeConfig(Group):
 
 
 class CommonConfig(Group):
-    """What `train.py` and `evaluate.py` share."""
+    """What all commands share."""
 
     model: ModelConfig
-    data: DataConfig
     prompt: PromptConfig
-    device: DeviceConfig
     lora: LoraConfig
     generation: GenerationConfig
     seed: Seed = Field(description="of the shuffle, random weights and dropout")
-    fast: bool = Field(description="false: the plain core, same numbers, slower")
     output_dir: Source | None = Field(description="where results go; null: outputs/<date>_<time> or the run's folder")
     cache_dir: Source | None = Field(description="downloads and encoded data; null: a folder in the user's cache")
     offline: bool = Field(description="true: no downloads")
@@ -235,7 +232,15 @@ class CommonConfig(Group):
         return Path(self.output_dir or ".")
 
 
-class TrainConfig(CommonConfig):
+class DataCommandConfig(CommonConfig):
+    """What `train.py` and `evaluate.py` share: entries, and a device to compute on."""
+
+    data: DataConfig
+    device: DeviceConfig
+    fast: bool = Field(description="false: the plain core, same numbers, slower")
+
+
+class TrainConfig(DataCommandConfig):
     """The configuration of `train.py`."""
 
     optimizer: OptimizerConfig
@@ -247,7 +252,7 @@ class TrainConfig(CommonConfig):
     resume: Source | None = Field(description="a run folder to continue, with its own configuration")
 
 
-class EvaluateConfig(CommonConfig):
+class EvaluateConfig(DataCommandConfig):
     """The configuration of `evaluate.py`."""
 
     judge: JudgeConfig
@@ -258,7 +263,25 @@ class EvaluateConfig(CommonConfig):
     checkpoint: Literal["best", "last", "untuned"] = Field(description="untuned: what the run started from")
 
 
-COMMANDS: dict[str, type[CommonConfig]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+class ExportConfig(CommonConfig):
+    """The configuration of `python -m instruct_lm.export`."""
+
+    run: Source | None = Field(description="a run folder; null: the base model that model= names")
+    checkpoint: Literal["best", "last"] = Field(description="of the run")
+    format: Literal["hf", "gguf", "ollama", "peft"] = Field(description="peft: the adapter alone")
+    dtype: Literal["f32", "f16", "bf16", "q8_0"] | None = Field(
+        description="of the matrices; null: f32, for ollama f16; q8_0: for gguf and ollama"
+    )
+    num_ctx: Length | None = Field(description="ollama: longest context, tokens; null: model.block_size, at most 8192")
+    output_dir: Source | None = Field(
+        description="a new folder; null: <run>/export/<format>, or outputs/<model>-<format>"
+    )
+    overwrite: bool = Field(description="true: replace an earlier export there")
+
+
+COMMANDS: dict[str, type[CommonConfig]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
+PROGRAMS = {"train": "train.py", "evaluate": "evaluate.py", "export": "instruct_lm.export"}
+"""What a user calls each command."""
 
 
 def choices(group: str) -> list[str]:

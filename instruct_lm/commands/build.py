@@ -7,7 +7,7 @@ import torch
 
 from instruct_lm.commands.check_config import AnyConfig, make_config
 from instruct_lm.commands.fetch import build_fetcher as build_fetcher
-from instruct_lm.config import CommonConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
+from instruct_lm.config import CommonConfig, DataCommandConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.encoded import resolve_prompt_loss_weight
@@ -136,7 +136,7 @@ def _accelerate(module: torch.nn.Module, packed: bool = True) -> None:
     accelerate(module, packed=packed)
 
 
-def build_datamodule(config: CommonConfig, tokenizer: Tokenizer, fetcher: Fetcher) -> InstructionDataModule:
+def build_datamodule(config: DataCommandConfig, tokenizer: Tokenizer, fetcher: Fetcher) -> InstructionDataModule:
     """The data of a run."""
     training: dict[str, Any] = {}
     if isinstance(config, TrainConfig):
@@ -192,7 +192,7 @@ def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer) -> R
     return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size)
 
 
-def load_responder(config: CommonConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
+def load_responder(config: DataCommandConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
     """The model of a checkpoint, or the untuned one for None, on its device, with what it needs to answer.
 
     Raises:

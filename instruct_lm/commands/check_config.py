@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from instruct_lm.config import COMMANDS, OPEN, CommonConfig, Group, flatten
+from instruct_lm.config import COMMANDS, OPEN, PROGRAMS, CommonConfig, Group, flatten
 from instruct_lm.errors import InputError
 
 AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
@@ -21,7 +21,7 @@ def make_config(kind: type[AnyConfig], values: Values, combinations: bool = True
     """Check types, ranges and combinations, and return the typed configuration.
 
     Args:
-        kind: `TrainConfig` or `EvaluateConfig`.
+        kind: One of `COMMANDS`.
         values: Nested plain values, one for each key.
         combinations: False checks only each value by itself.
 
@@ -90,7 +90,7 @@ def no_such_key(kind: type[Group], key: str) -> str:
     """What to do about a key that a schema lacks: drop the other command's key, or use the nearest one there is."""
     for name, other in COMMANDS.items():
         if other is not kind and key in all_keys(other):
-            return f"this command has no such key, {name}.py has it. Leave it out."
+            return f"this command has no such key, {PROGRAMS[name]} has it. Leave it out."
     leaves = {name: name.rpartition(".")[2] for name in all_keys(kind)}
     near = get_close_matches(key.rpartition(".")[2], leaves.values(), n=1, cutoff=0.7)
     meant = [name for name, leaf in leaves.items() if leaf in near]
@@ -202,7 +202,20 @@ def _judges(v: Values) -> Iterator[str]:
                 yield f"{key}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml."
 
 
+def _export(v: Values) -> Iterator[str]:
+    format, dtype, run = v["format"], v["dtype"], v["run"]
+    if dtype == "q8_0" and format not in ("gguf", "ollama"):
+        yield f"dtype=q8_0 with format={format}: GGUF alone has it. Use f32, f16 or bf16, or format=gguf."
+    if v["num_ctx"] is not None and format != "ollama":
+        yield f"num_ctx={v['num_ctx']} with format={format}: a Modelfile alone states it. Use format=ollama."
+    if format == "peft" and v["lora.rank"] == 0:
+        name = "a base model" if run is None else f"run={run}"
+        yield f"format=peft: {name} has no adapter. Give run=<a run trained with lora=r16>, or use format=hf."
+    elif run is None and v["lora.rank"] > 0:
+        yield f"lora.rank={v['lora.rank']}: a base model has no adapters. Give run=<run>, or leave it out."
+
+
 _COMBINATIONS: tuple[Callable[[Values], Iterator[str]], ...] = (
     *(_heads, _base, _longest, _fractions, _greedy, _prompt_weight, _dropout),
-    *(_adapters, _in_backward, _limits, _answers, _judges),
+    *(_adapters, _in_backward, _limits, _answers, _judges, _export),
 )

@@ -1,39 +1,58 @@
-"""A run's model in Hugging Face's layout, adapters merged: `python -m instruct_lm.export RUN FOLDER`.
+"""Take a run's model, or a base, to other programs: `python -m instruct_lm.export`."""
 
-Transformers and this project (`model.weights=FOLDER`) read it, the base model's tokenizer included.
-"""
-
-import argparse
-from collections.abc import Sequence
+import logging
 from pathlib import Path
+from typing import Any
 
-from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.fetch import build_fetcher, fetch_sources
+from instruct_lm.commands.runs import checkpoint_path
+from instruct_lm.config import ExportConfig
+from instruct_lm.export import WRITTEN
+from instruct_lm.io.fetcher import Fetcher
+from instruct_lm.io.files import new_folder, shown
+
+log = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the run named on the command line; returns the exit status."""
-    parser = argparse.ArgumentParser("python -m instruct_lm.export", description=__doc__)
-    parser.add_argument("run", help="a run folder of train.py")
-    parser.add_argument("folder", type=Path, help="where to write model.safetensors, config.json and the tokenizer")
-    parser.add_argument("--checkpoint", default="best", choices=("best", "last"))
-    return exit_status(_export, parser.parse_args(arguments))
+def main(config: ExportConfig) -> None:
+    """Load the model and write it in the format asked for."""
+    checkpoint = checkpoint_path(config.run, config.checkpoint) if config.run is not None else None
+    if not config.model.is_complete:
+        from instruct_lm.commands import build
+
+        config = build.resolve(config, build_fetcher(config))
+    folder = destination(config)
+    with new_folder(folder, config.overwrite, WRITTEN) as part:
+        fetch_sources(config, weights=checkpoint is None or config.lora.rank > 0)
+        from instruct_lm.commands import build
+        from instruct_lm.export.huggingface import save_pretrained
+        from instruct_lm.model.gpt import GPTConfig
+        from instruct_lm.model.hub_config import hub_config
+
+        fetcher = build_fetcher(config)
+        rope = base_rope(config, fetcher)
+        hub_config(GPTConfig.of(config.model), rope)  # refuses what the layout cannot hold before anything is loaded
+        tokenizer = build.build_tokenizer(config.model, fetcher)
+        model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)
+        responder = build.build_responder(config, model, tokenizer)
+        save_pretrained(responder.model, responder.tokenizer, part, rope)
+    log.info("written to %s: %s", shown(folder), ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
-def _export(options: argparse.Namespace) -> None:
-    from instruct_lm.commands import build, runs
-    from instruct_lm.export.huggingface import save_pretrained
+def destination(config: ExportConfig) -> Path:
+    """The folder to write, which may not exist yet."""
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser()
+    if config.run is not None:
+        return Path(config.run, "export", config.format)
+    return Path("outputs", f"{config.model.name}-{config.format}")
+
+
+def base_rope(config: ExportConfig, fetcher: Fetcher) -> dict[str, Any] | None:
+    """The rotary parameters in the base's own `config.json`, for a model with `rope_factors`."""
+    if config.model.rope_factors is None or config.model.weights is None:
+        return None
     from instruct_lm.model.description import config_file
-    from instruct_lm.model.gpt import GPTConfig
-    from instruct_lm.model.hub_config import hub_config, read_rope_parameters
+    from instruct_lm.model.hub_config import read_rope_parameters
 
-    checkpoint = runs.checkpoint_path(options.run, options.checkpoint)
-    config = runs.load_run_config(options.run)
-    fetcher, rope = build.build_fetcher(config), None
-    if config.model.rope_factors is not None and config.model.weights is not None:
-        base = fetcher.fetch(config.model.weights, sha256=config.model.weights_sha256)
-        rope = read_rope_parameters(config_file(base))
-    hub_config(GPTConfig.of(config.model), rope)  # refuses what the layout cannot hold before anything is loaded
-    tokenizer = build.build_tokenizer(config.model, fetcher)
-    save_pretrained(build.load_trained(config, checkpoint, fetcher), tokenizer, options.folder, rope)
-    names = ", ".join(sorted(path.name for path in options.folder.iterdir()))
-    print(f"written to {options.folder}: {names}")
+    return read_rope_parameters(config_file(fetcher.fetch(config.model.weights, sha256=config.model.weights_sha256)))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from instruct_lm.config import CommonConfig, EvaluateConfig
+from instruct_lm.config import CommonConfig, DataCommandConfig, EvaluateConfig
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.network import UnreachableError
 
@@ -16,16 +16,18 @@ def fetch_sources(config: CommonConfig, *, weights: bool = True) -> None:
     """Fetch the files that a command will read; later uses find them in the cache.
 
     Args:
-        config: Its model, data and judges.
+        config: Its model, and its data and judges, if it has some.
         weights: Whether the pretrained weights will be read.
 
     Raises:
         InputError: A file is not available, or is not in the cache while `offline`.
         DownloadError: The network or a server failed; the message names all that is missing, and ways on.
     """
-    model, data = config.model, config.data
+    model = config.model
     wanted = [(model.weights, model.weights_sha256)] if weights else []
-    wanted += [(model.tokenizer, model.tokenizer_sha256), (data.source, data.sha256)]
+    wanted += [(model.tokenizer, model.tokenizer_sha256)]
+    if isinstance(config, DataCommandConfig):
+        wanted += [(config.data.source, config.data.sha256)]
     if isinstance(config, EvaluateConfig):
         judges = [judge for judge in (config.judge, config.second_judge) if judge.kind == "llamacpp"]
         wanted += [(judge.weights, judge.weights_sha256) for judge in judges]

@@ -1,4 +1,4 @@
-"""What `train.py` and `evaluate.py` share: Hydra, its errors in plain words, the help and the exit status."""
+"""What the configured commands share: Hydra, its errors in plain words, the help and the exit status."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ def hydra_command(
             run()
 
     Args:
-        name: ``train`` or ``evaluate``.
+        name: One of `COMMANDS`.
         main: Does the job. Returns None or 0 when all was done, 1 when something is left undone.
         conclude: Called with the folder of a multirun after its last job, if it is one with `evaluate=true`.
 
@@ -197,7 +197,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         if source in given and sha256 not in given:  # a known hash belongs to its source
             OmegaConf.update(cfg, sha256, None)
             given.append(sha256)
-    cfg.output_dir = str(folder)
+    if name != "export":  # which writes into no folder of Hydra's
+        cfg.output_dir = str(folder)
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -209,11 +210,12 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     if values.get("resume") is not None:
         config: Any = runs.resumed(make_config(kind, values, combinations=False), given)
     elif values.get("run") is not None:
-        config = runs.evaluated(make_config(kind, values, combinations=False), given)
+        config = runs.taken_from_run(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
-    if sweep and (config.device.devices, config.device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
-        devices = f"device.devices={config.device.devices} device.num_nodes={config.device.num_nodes}"
+    device = getattr(config, "device", None)
+    if sweep and device and (device.devices, device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
+        devices = f"device.devices={device.devices} device.num_nodes={device.num_nodes}"
         raise InputError(f"{devices}: each process would repeat the multirun. Use one device, single runs or torchrun.")
     if name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
         runs.save_config(config)

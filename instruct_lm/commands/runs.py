@@ -8,17 +8,19 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lm.commands.check_config import make_config, nest
-from instruct_lm.config import CommonConfig, EvaluateConfig, TrainConfig, flatten
+from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import sha256_of, write_json, write_text
 from instruct_lm.io.run_files import CONFIG_FILE, LAST, MADE_FROM, SUMMARY
+
+FromRun = TypeVar("FromRun", EvaluateConfig, ExportConfig)
 
 LIMITS = ("trainer.max_epochs", "trainer.max_steps")
 RESUME_MAY_CHANGE = (
@@ -28,7 +30,7 @@ RESUME_MAY_CHANGE = (
 """Keys that `resume=` lets the command line change: how long, where and how fast, not what is computed."""
 
 FROM_RUN = ("model", "data", "prompt", "lora", "generation", "seed", "cache_dir", "mirror")
-"""What `evaluate.py run=…` takes from the run unless it is given on the command line."""
+"""What `run=…` takes from the run unless it is given on the command line."""
 
 FIXED_BY_RUN = ("model", "prompt", "lora", "seed")
 """Those of them that cannot be given: the weights were trained with them."""
@@ -146,7 +148,7 @@ def is_begun(folder: Path) -> bool:
     return begun
 
 
-def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
+def taken_from_run(config: FromRun, given: Iterable[str]) -> FromRun:
     """Return `config` with what belongs to the run that `run` names in place of the defaults.
 
     Args:
@@ -154,7 +156,7 @@ def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
         given: Keys given on the command line: they win over the run's, unless the split or the weights depend on them.
 
     Raises:
-        InputError: Keys that contradict the run, or no run to evaluate.
+        InputError: Keys that contradict the run, or no such run.
     """
     path, given = str(config.run), set(given)
     fixed = FIXED_BY_RUN if given & {"data", "data.source"} else FIXED_BY_RUN + SPLIT_KEYS
@@ -162,7 +164,8 @@ def evaluated(config: EvaluateConfig, given: Iterable[str]) -> EvaluateConfig:
     may_change = [key for key in mine if not _within(key, fixed)]
     remedy = "Leave out what differs, or run= for another model or split"
     values = _merge(path, config, given, may_change, remedy)
-    return make_config(EvaluateConfig, nest(mine | {key: values[key] for key in values if _within(key, FROM_RUN)}))
+    taken = {key: value for key, value in values.items() if key in mine and _within(key, FROM_RUN)}
+    return make_config(type(config), nest(mine | taken))
 
 
 def _merge(

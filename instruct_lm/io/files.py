@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from instruct_lm.errors import InputError
 
 
 @contextmanager
@@ -29,11 +33,57 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(path: Path, overwrite: bool = False, own: Sequence[str] = ()) -> Iterator[Path]:
+    """Make a folder that is there whole or not at all.
+
+    Yields an empty folder beside it to write into. At the end its files are synced and it is moved to `path`; after an
+    exception it is deleted, and what `path` held is as it was.
+
+    Args:
+        path: The folder; one that is there and empty is replaced.
+        overwrite: Replace a folder whose files are all of `own`.
+        own: Patterns of the names that the caller writes.
+
+    Raises:
+        InputError: The folder is there already, or holds something else, or cannot be made.
+    """
+    there = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in own)]
+    if path.exists() and not path.is_dir():
+        raise InputError(f"output_dir={path} is a file: give a folder that does not exist yet.")
+    if foreign and overwrite:
+        raise InputError(f"output_dir={path} holds {foreign[0]}, which no export has written: give another folder.")
+    if there and not overwrite:
+        raise InputError(f"output_dir={path} holds {there[0]} already: give a new folder, or overwrite=true.")
+    part, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"output_dir={path}: cannot make {part} ({error.strerror}). Give another folder.") from error
+    try:
+        yield part
+        for file in part.iterdir():
+            _sync(file)
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+
+
 def move_into_place(part: Path, path: Path) -> None:
     """Sync a complete file to the disk, then rename it to `path`."""
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
+    _sync(part)
     part.replace(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(text: str, path: Path) -> None:

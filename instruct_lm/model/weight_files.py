@@ -100,7 +100,7 @@ def _no_weights(path: Path) -> str:
             f"{pickled[0]}: pickled weights are not read, since a pickle may run any program. Convert them once: in "
             "transformers AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), or "
             f"safetensors.torch.save_file(torch.load(FILE, weights_only=True), '{SINGLE}'); for a run of train.py "
-            "python -m instruct_lm.export RUN NEW_FOLDER."
+            "python -m instruct_lm.export run=RUN output_dir=NEW_FOLDER."
         )
     if any(file.name == "adapter_config.json" for file in files):
         return f"{path} holds an adapter alone: merge it into its base with peft (merge_and_unload) and save that."

@@ -101,7 +101,7 @@ def test_merged_adapters_are_in_it(model: GPT, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "instruct_lm.export", str(tmp_path), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "instruct_lm.export", f"run={tmp_path}", f"output_dir={tmp_path / 'out'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "is not a run folder" in done.stderr
