@@ -112,8 +112,8 @@ class Responder:
         """What `generate` and `stream` are both told."""
         return {"max_new_tokens": self.max_new_tokens, "end_tokens": self.stop_tokens, "sampling": self.sampling}
 
-    def _encode(self, turns: Sequence[Turn]) -> list[EncodedPiece]:
-        return encode_pieces(prompt_pieces(self.style.pieces(turns)), self.tokenizer)
+    def _encode(self, turns: Sequence[Turn], apart: bool = False) -> list[EncodedPiece]:
+        return encode_pieces(prompt_pieces(self.style.pieces(turns)), self.tokenizer, apart)
 
     def _response(self, ids: list[int]) -> Response:
         ended = bool(ids) and ids[-1] in self.stop_tokens

@@ -3,8 +3,10 @@
 import hashlib
 import logging
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +16,14 @@ from tqdm import tqdm
 from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.encoded import EncodedDataset
 from instruct_lm.data.pieces import Kind, Piece, PromptStyle
-from instruct_lm.data.tokenizer import Tokenizer
+from instruct_lm.data.tokenizer import Tokenizer, without_surrogates
 from instruct_lm.errors import InputError, listing
 from instruct_lm.io.files import replacing
 
 log = logging.getLogger(__name__)
 
 OVERLONG = ("drop", "truncate_prompt", "truncate", "error")
-_CACHE_VERSION = 2  # raise it when the encoding changes
+_CACHE_VERSION = 3  # raise it when the encoding changes
 
 
 class EncodedPiece(NamedTuple):
@@ -31,24 +33,64 @@ class EncodedPiece(NamedTuple):
     ids: Sequence[int]
 
 
-def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[EncodedPiece]:
-    """Encode each piece by itself; the first begins with the tokenizer's `bos`, if it has one."""
-    encoded = []
-    for piece in pieces:
+Encode = Callable[[Sequence[Turn], bool], list[EncodedPiece]]
+"""Turns, and whether people's texts stand apart → the encoded pieces; see `encode_pieces`."""
+
+
+def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, apart: bool = False) -> list[EncodedPiece]:
+    r"""Encode the pieces together, so that a prompt has the ids that any program gives its whole text.
+
+    Three things differ from encoding the whole text. Control tokens are recognised in the style's own text alone. A
+    response begins with a new token, since the prompt before it has the same ids in training, where it follows, as in
+    generation. And the first piece begins with the tokenizer's `bos`, if it has one.
+
+    A token that reaches across pieces belongs to the piece in which it begins: Qwen2 and Llama 3 have one for the
+    `.\n\n` of an instruction with the header `\n\n### Response:\n`.
+
+    Args:
+        pieces: The pieces of a prompt style.
+        tokenizer: The tokenizer.
+        apart: Let what people wrote begin and end with a token of its own, so that it can be cut.
+    """
+    ids: list[list[int]] = [[] for _ in pieces]
+    run: list[tuple[int, str]] = []  # piece and text, as long as nothing separates the tokens
+
+    def encode_run() -> None:
+        ends = list(accumulate(len(text) for _, text in run))
+        for token, start in zip(*tokenizer.encode_with_starts("".join(text for _, text in run)), strict=True):
+            ids[run[min(bisect_right(ends, start), len(run) - 1)][0]].append(token)
+        run.clear()
+
+    for i, piece in enumerate(pieces):
         if piece.ends:
-            ids: Sequence[int] = (tokenizer.control_tokens.get(piece.text, tokenizer.end_of_text),)
+            encode_run()
+            ids[i].append(tokenizer.control_tokens.get(piece.text, tokenizer.end_of_text))
+        elif piece.own:
+            for text, control in _split(tokenizer, piece.text):
+                run.append((i, text))
+                if control is not None:
+                    encode_run()
+                    ids[i].append(control)
         else:
-            ids = _own_ids(tokenizer, piece.text) if piece.own else tokenizer.encode(piece.text)
-        encoded.append(EncodedPiece(piece, ids))
-    if tokenizer.bos is not None and [*encoded[0].ids[:1]] != [tokenizer.bos]:
-        encoded.insert(0, EncodedPiece(Piece("", Kind.PROMPT), (tokenizer.bos,)))
-    return encoded
+            if apart or piece.kind == Kind.RESPONSE:
+                encode_run()
+            run.append((i, without_surrogates(piece.text)))
+            if apart:
+                encode_run()
+    encode_run()
+    if tokenizer.bos is not None and ids[0][:1] != [tokenizer.bos]:
+        return [EncodedPiece(Piece("", Kind.PROMPT), (tokenizer.bos,)), *map(EncodedPiece, pieces, ids)]
+    return list(map(EncodedPiece, pieces, ids))
 
 
 @lru_cache(maxsize=4096)
-def _own_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of a style's own text, which is the same in all entries."""
-    return tuple(tokenizer.encode_special(text))
+def _split(tokenizer: Tokenizer, text: str) -> list[tuple[str, int | None]]:
+    """A style's own text, which is the same in all entries, cut after each control token: text before it, its id."""
+    parts, begin = [], 0
+    for start, end, control in tokenizer.control_spans(text):
+        parts.append((text[begin:start], control))
+        begin = end
+    return [*parts, (text[begin:], None)]
 
 
 def count(encoded: Sequence[EncodedPiece]) -> int:
@@ -56,9 +98,7 @@ def count(encoded: Sequence[EncodedPiece]) -> int:
     return sum(len(ids) for _, ids in encoded)
 
 
-def shorten(
-    turns: Sequence[Turn], encode: Callable[[Sequence[Turn]], list[EncodedPiece]], limit: int
-) -> list[EncodedPiece] | None:
+def shorten(turns: Sequence[Turn], encode: Encode, limit: int) -> list[EncodedPiece] | None:
     """Shorten what people wrote in the prompt until all pieces have at most ``limit`` tokens.
 
     The earliest exchanges go first: all turns, but a system turn, up to a response that is not the last. Then the end
@@ -66,7 +106,7 @@ def shorten(
 
     Args:
         turns: The turns.
-        encode: Turns → their encoded pieces.
+        encode: Encodes turns.
         limit: Most tokens.
 
     Returns:
@@ -77,18 +117,21 @@ def shorten(
         >>> from instruct_lm.data.tokenizer import load_tokenizer
         >>> tokenizer, style = load_tokenizer("bytes"), PlainStyle("short", "Q:", "|", ";", "A:")
         >>> turns = [Turn("user", "ab"), Turn("assistant", "c"), Turn("user", "defg"), Turn("assistant", "hi")]
-        >>> left = shorten(turns, lambda turns: encode_pieces(style.pieces(turns), tokenizer), 10)
+        >>> left = shorten(turns, lambda turns, apart: encode_pieces(style.pieces(turns), tokenizer, apart), 10)
         >>> tokenizer.decode(token for _, ids in left for token in ids)
         'Q:de;A:hi<|endoftext|>'
     """
-    encoded = encode(turns)
+    encoded = encode(turns, False)
     first = int(turns[0].role == "system")
     while count(encoded) > limit:
         ends = [i for i, turn in enumerate(turns[:-1], start=1) if turn.role == "assistant"]
         if not ends:
             break
         turns = [*turns[:first], *turns[ends[0] :]]
-        encoded = encode(turns)
+        encoded = encode(turns, False)
+    if count(encoded) <= limit:
+        return encoded
+    encoded = encode(turns, True)
     excess = count(encoded) - limit
     for i, (piece, ids) in reversed(list(enumerate(encoded))):
         if excess > 0 and piece.kind == Kind.PROMPT and not piece.own:
@@ -136,8 +179,8 @@ def encode_conversations(
     if overlong not in OVERLONG:
         raise InputError(f"overlong={overlong!r}: choose one of {', '.join(OVERLONG)}.")
 
-    def encode(turns: Sequence[Turn]) -> list[EncodedPiece]:
-        return encode_pieces(style.pieces(turns), tokenizer)
+    def encode(turns: Sequence[Turn], apart: bool = False) -> list[EncodedPiece]:
+        return encode_pieces(style.pieces(turns), tokenizer, apart)
 
     flat, kinds, offsets, entries, too_long, truncated = array("i"), bytearray(), [0], [], [], 0
     bar = tqdm(conversations, desc="encoding", unit="entry", delay=3, leave=False)  # of what takes over 3 seconds

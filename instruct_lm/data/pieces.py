@@ -1,8 +1,7 @@
 """Pieces of text, each with its part in the loss: what a prompt style makes of the turns of a conversation.
 
-The pieces are encoded separately, for two reasons. The style's own text may hold control tokens such as
-`<|im_start|>`; what people wrote never does. And a prompt has the same ids whether a response follows (training) or not
-(generation).
+They tell the style's own text, which may hold control tokens such as `<|im_start|>`, from what people wrote, which
+never does; and what is trained from what is not.
 """
 
 from collections.abc import Sequence

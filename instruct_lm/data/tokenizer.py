@@ -21,9 +21,7 @@ __all__ = ["END_OF_TEXT", "Tokenizer", "load_tokenizer"]
 class Tokenizer:
     """A byte-pair encoding with its control tokens and what else a model's files say of it.
 
-    A prompt's pieces are encoded separately, the user's text by `encode`, the style's own by `encode_special`. The ids
-    of a whole text are upstream's. For byte-level vocabularies so are those of the pieces together; one in the manner
-    of sentencepiece, such as TinyLlama's, puts a blank before every piece.
+    Its ids are upstream's. What people wrote is encoded by `encode`, in which no text becomes a control token.
 
     Args:
         files: What the files say.
@@ -100,14 +98,27 @@ class Tokenizer:
         A byte or character without a token is dropped. A lone surrogate, which JSON allows and UTF-8 does not, becomes
         U+FFFD.
         """
-        text = _without_surrogates(text)
+        text = without_surrogates(text)
         if isinstance(self._plain, tiktoken.Encoding):
             return self._plain.encode_ordinary(text)
         return self._plain.encode(text, add_special_tokens=False).ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of ordinary text without surrogates, and the position of the character in which each begins."""
+        if isinstance(self._plain, tiktoken.Encoding):
+            ids = self._plain.encode_ordinary(text)
+            return ids, self._plain.decode_with_offsets(ids)[1]
+        encoded = self._plain.encode(text, add_special_tokens=False)
+        return encoded.ids, [start for start, _ in encoded.offsets]
+
+    def control_spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Where control tokens stand in a prompt style's own text: beginning, end, id of each."""
+        encoded, control = self._full.encode(text, add_special_tokens=False), set(self.control_tokens.values())
+        return [(*span, i) for i, span in zip(encoded.ids, encoded.offsets, strict=True) if i in control]
+
     def encode_special(self, text: str) -> list[int]:
         """Token ids of a prompt style's own text, in which control tokens such as `<|im_start|>` are recognised."""
-        text = _without_surrogates(text)
+        text = without_surrogates(text)
         if isinstance(self._plain, tiktoken.Encoding):
             return self._plain.encode(text, allowed_special="all")
         return self._full.encode(text, add_special_tokens=False).ids
@@ -174,7 +185,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     return Tokenizer(read_tokenizer(source))
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """A text with U+FFFD in place of each lone surrogate, which UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -70,14 +70,16 @@ def with_added(definition: dict[str, Any], tokens: Mapping[int, str]) -> dict[st
 def without_added(definition: dict[str, Any], control: set[str]) -> dict[str, Any]:
     """A definition without control tokens, so that no text becomes one, neither as an added token nor by merges.
 
-    A control token of one character stays in the vocabulary, since ordinary text needs it.
+    A control token of one character stays in the vocabulary, since ordinary text needs it. The post-processor goes too:
+    it adds control tokens, and GPT-2's cuts blanks off the positions of tokens.
     """
     control = {text for text in control if len(text) > 1}
     model = definition["model"]
     vocabulary = {text: i for text, i in model["vocab"].items() if text not in control}
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     merges = [pair for pair in pairs if control.isdisjoint((*pair, "".join(pair)))]
-    return definition | {"added_tokens": [], "model": model | {"vocab": vocabulary, "merges": merges}}
+    own = model | {"vocab": vocabulary, "merges": merges}
+    return definition | {"added_tokens": [], "post_processor": None, "model": own}
 
 
 def byte_symbols() -> dict[str, int]:

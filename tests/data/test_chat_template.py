@@ -1,5 +1,6 @@
 """Chat templates as prompt styles, against transformers' `apply_chat_template` and its assistant masks."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -93,6 +94,13 @@ class Bytes:
             if found:
                 return [*self.encode_special(before), self.control_tokens[token], *self.encode_special(after)]
         return self.encode(text)
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        return self.encode(text), [i for i, character in enumerate(text) for _ in character.encode()]
+
+    def control_spans(self, text: str) -> list[tuple[int, int, int]]:
+        found = re.finditer("|".join(map(re.escape, CONTROL)), text)
+        return [(*match.span(), self.control_tokens[match[0]]) for match in found]
 
 
 def style_of(template: str) -> TemplateStyle:

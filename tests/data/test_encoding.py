@@ -14,6 +14,7 @@ from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, PlainStyle
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from tests.data import gpt2_file
+from tests.data.hub_tokenizers import train, write_gguf
 
 BYTES = load_tokenizer("bytes")
 END = BYTES.end_of_text
@@ -145,10 +146,13 @@ def test_no_row_is_too_long_or_without_response_and_every_entry_is_accounted_for
 
 def test_a_response_without_tokens_is_dropped_and_counted():
     class Deaf:  # stands for SmolLM2's vocabulary, in which a few control characters have no token
-        name, end_of_text, bos, control_tokens, encode_special = "deaf", END, None, {}, staticmethod(ids)
+        name, end_of_text, bos, control_tokens = "deaf", END, None, {}
 
-        def encode(self, text):
-            return ids(text.replace("\x04", ""))
+        def encode_with_starts(self, text):
+            return zip(*[(i, n) for n, i in enumerate(ids(text)) if i != 4], strict=True)
+
+        def control_spans(self, text):
+            return []
 
     rows = encode_conversations([Conversation.of("a", "", "\x04"), Conversation.of("a", "", "b")], Deaf(), STYLE)
     assert (rows.entries.tolist(), rows.dropped) == ([2], 1)
@@ -313,6 +317,48 @@ def test_smollm2_encodes_pieces_and_joined_text_alike(real, smollm2_gguf, style)
         assert ((row.input_ids == smollm2.control_tokens[end]) & (loss_weights(row, 0.0) > 0)).sum() == 1
 
 
+@pytest.fixture(scope="module", params=["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def hub_tokenizer(request, tmp_path_factory):
+    return load_tokenizer(write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf", train(request.param), request.param))
+
+
+PIECES = st.text(st.sampled_from("ab .,!?\n\t7é"), min_size=1, max_size=12)
+
+
+@given(PIECES, PIECES, st.text(st.sampled_from("ab \n"), max_size=4), st.sampled_from(list(STYLES)))
+def test_a_prompt_has_the_ids_of_its_whole_text(hub_tokenizer, instruction, response, context, style):
+    """Qwen2 and Llama 3 have tokens, such as `.` with line breaks, that reach from an instruction into the header."""
+    turns = Conversation.of(instruction, context, response).turns
+    encoded = encode_pieces(STYLES[style].pieces(turns), hub_tokenizer)
+    place = next(i for i, item in enumerate(encoded) if item.piece.kind == Kind.RESPONSE)
+    prompt = "".join(item.piece.text for item in encoded[:place])
+    bos = [] if hub_tokenizer.bos is None else [hub_tokenizer.bos]
+    assert [i for item in encoded[:place] for i in item.ids] == bos + hub_tokenizer.encode_special(prompt)
+    assert [*encoded[place].ids] == hub_tokenizer.encode(response)
+
+
+def test_a_token_across_pieces_belongs_to_the_first():
+    class Pairs:  # one token for two characters
+        name, bos, end_of_text, control_tokens = "pairs", None, END, {}
+
+        def encode_with_starts(self, text):
+            starts = range(0, len(text), 2)
+            return [1000 + start for start in starts], starts
+
+        def control_spans(self, text):
+            return []
+
+    (row,) = encode_conversations([Conversation.of("x", "", "yz")], Pairs(), STYLE)
+    # Q: x; A: yz $
+    assert row.input_ids.tolist() == [1000, 1002, 1004, 1000, END]
+    assert kinds_of(row) == "00122"
+    pieces = STYLE.pieces(Conversation.of("x", "", "yz").turns)
+    # Q: x ;A: yz $
+    assert [list(ids) for _, ids in encode_pieces(pieces, Pairs(), apart=True)] == [
+        *([1000], [1000], [1000], [1002], [1000], [END])
+    ]
+
+
 # Several turns
 
 CHAT = Conversation(
@@ -392,10 +438,12 @@ def test_a_limit_that_the_style_alone_fills_is_named():
 def test_a_tokenizers_bos_begins_every_row_once():
     class WithBos:
         name, bos, end_of_text, control_tokens = "b", 1, END, {}
-        encode = staticmethod(ids)
 
-        def encode_special(self, text):
-            return [1, *ids(text[1:])] if text.startswith("^") else ids(text)
+        def encode_with_starts(self, text):
+            return ids(text), range(len(text))
+
+        def control_spans(self, text):
+            return [(0, 1, 1)] if text.startswith("^") else []
 
     for style in (STYLE, PlainStyle("t", "^Q:", "|", ";", "A:")):
         (row,) = encode_conversations([Conversation.of("x", "", "y")], WithBos(), style)
