@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from instruct_lm.commands.chat_session import EMPTY, NOTHING, Chat, Exchange
+from instruct_lm.commands.chat_text import visible
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -95,7 +96,7 @@ class _Terminal:
             self.input = self._read_block("the text that the next instruction applies to")
             print("[Now the instruction.]" if self.input else "[No input.]")
         else:
-            print(f"[No command {command}: /help lists them. To send a text that begins with a slash, write //.]")
+            print(f"[No command {visible(command)}: /help lists them. To send a text that begins with a slash, write //.]")
 
     def _read_block(self, what: str) -> str:
         """Lines up to one with a single dot; empty if Ctrl-C gives it up."""
