@@ -96,7 +96,9 @@ class _Terminal:
             self.input = self._read_block("the text that the next instruction applies to")
             print("[Now the instruction.]" if self.input else "[No input.]")
         else:
-            print(f"[No command {visible(command)}: /help lists them. To send a text that begins with a slash, write //.]")
+            print(
+                f"[No command {visible(command)}: /help lists them. To send a text that begins with a slash, write //.]"
+            )
 
     def _read_block(self, what: str) -> str:
         """Lines up to one with a single dot; empty if Ctrl-C gives it up."""

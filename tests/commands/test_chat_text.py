@@ -23,7 +23,9 @@ BIDI_CONTROLS = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)),
 # Format characters that are seen: Prepended_Concatenation_Mark of the same file, and what stacks hieroglyphs.
 SEEN = {*map(chr, range(0x600, 0x606)), *"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}
 SEEN |= set(map(chr, range(0x13430, 0x13440)))
-SPECIAL = "\x00\x07\x08\x1b[]0;m\r\n\t\x7f\x85\x9b\xad\u061c\u200b\u200c\u200d\u200e\u2028\u202e\u2066\ufe0f\ufeff\ufffd"
+SPECIAL = (
+    "\x00\x07\x08\x1b[]0;m\r\n\t\x7f\x85\x9b\xad\u061c\u200b\u200c\u200d\u200e\u2028\u202e\u2066\ufe0f\ufeff\ufffd"
+)
 PARTS = st.characters(exclude_categories=[]) | st.sampled_from(
     [*SPECIAL, *"\ud800\uffff\U000e0041\U000e007f\U000e0100 aé👩\U0001f3fd🇩🏴م", "### Response:", "### Instruction:"]
 )
@@ -46,7 +48,9 @@ def forbidden(text: str) -> set[str]:
     return {
         c
         for c in text
-        if (unicodedata.category(c) == "Cc" and c not in "\n\t") or unicodedata.category(c) == "Cs" or c in BIDI_CONTROLS
+        if (unicodedata.category(c) == "Cc" and c not in "\n\t")
+        or unicodedata.category(c) == "Cs"
+        or c in BIDI_CONTROLS
     }
 
 
@@ -100,7 +104,9 @@ def test_nothing_forbidden_is_shown_and_once_is_enough(text: str) -> None:
 def prefixes(text: str, cuts: Sequence[int]) -> list[str]:
     """What a byte-level tokenizer decodes after each token."""
     whole = text.encode(errors="replace")
-    return [whole[:cut].decode(errors="replace") for cut in (*sorted(cut % (len(whole) + 1) for cut in cuts), len(whole))]
+    return [
+        whole[:cut].decode(errors="replace") for cut in (*sorted(cut % (len(whole) + 1) for cut in cuts), len(whole))
+    ]
 
 
 @given(HOSTILE, st.lists(st.integers(0, 200), max_size=40), st.sampled_from([NO_MARKS, Marks.of(ALPACA)]))
@@ -121,7 +127,9 @@ def test_bytes_that_are_decoded_anew_are_not_taken_back(data: bytes) -> None:
     assert all(b.startswith(a) for a, b in itertools.pairwise(shown))
 
 
-@pytest.mark.parametrize("emoji", ["👩‍👩‍👧‍👦", "🇨🇴", "❤️", "👩🏽‍🔬", "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"])
+@pytest.mark.parametrize(
+    "emoji", ["👩‍👩‍👧‍👦", "🇨🇴", "❤️", "👩🏽‍🔬", "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"]
+)
 def test_no_half_of_an_emoji_is_shown(emoji: str) -> None:
     text = f"a {emoji}{emoji} b"
     shown = set(growing(prefixes(text, range(200)), NO_MARKS))
@@ -165,7 +173,9 @@ def test_the_marks_of_templates() -> None:
         "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
     )
     style = TemplateStyle(llama, {}, ["<|start|>", "<|end|>", "<|eot|>"])
-    assert Marks.of(style) == Marks("<|start|>assistant<|end|>", ("<|eot|>", "<|start|>user<|end|>", "<|start|>system<|end|>"))
+    assert Marks.of(style) == Marks(
+        "<|start|>assistant<|end|>", ("<|eot|>", "<|start|>user<|end|>", "<|start|>system<|end|>")
+    )
     mistral = (
         "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
         "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
