@@ -14,7 +14,7 @@ import secrets
 import sys
 import threading
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from html import escape
 from http import HTTPStatus
@@ -111,13 +111,12 @@ class Server(ThreadingTCPServer):
             page = page.replace(f"{{{{{name}}}}}", escape(value))
         return page.encode()
 
-    def events(self, asked: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+    def events(self, asked: Exchange, before: Sequence[Exchange]) -> Generator[dict[str, Any], None, None]:
         """What the page is told of an answer: empty where there is only a sign of life."""
-        instruction, input = asked["instruction"], asked["input"]
-        if not instruction.strip():
+        if not asked.instruction.strip():
             yield {"remark": EMPTY}
             return
-        conversation = self.chat.conversation(instruction, input, asked["before"])
+        conversation = self.chat.conversation(asked.instruction, asked.input, before)
         if remark := self.chat.remark(conversation):
             yield {"remark": remark}
         if not self.model.acquire(blocking=False):
@@ -132,7 +131,10 @@ class Server(ThreadingTCPServer):
                     shown = text
         finally:
             self.model.release()
-        yield {} if shown else {"remark": NOTHING}
+        if self.stopping.is_set():
+            yield {"error": "The server was stopped."}
+        elif not shown:
+            yield {"remark": NOTHING}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -145,7 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Give the page."""
         if not self._is_here():
-            self._refuse(HTTPStatus.FORBIDDEN, "This server answers its own address alone.")
+            self._refuse(
+                HTTPStatus.FORBIDDEN, f"Open the page as http://{HOST}:{self.server.port}/ or through localhost."
+            )
         elif self.path != "/":
             self._refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
         else:
@@ -167,11 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = f"The question and its conversation take more than {MOST_BYTES:,} bytes: begin a new one."
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wanted)
         try:
-            asked = read_question(self.rfile.read(int(length)))
+            asked, before = read_question(self.rfile.read(int(length)))
         except (ValueError, RecursionError) as error:
             return self._refuse(HTTPStatus.BAD_REQUEST, f"This is no question: {error}")
         self._begin(HTTPStatus.OK, "application/x-ndjson")
-        with suppress(OSError), closing(self.server.events(asked)) as events:  # OSError: the tab is closed
+        with suppress(OSError), closing(self.server.events(asked, before)) as events:  # OSError: the tab is closed
             try:
                 for event in events:
                     self._tell(event)
@@ -184,8 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._tell({"error": str(error) or type(error).__name__})
 
     def _is_here(self) -> bool:
-        """Whether the page was asked for by this server's address: another name may be a stranger's that leads here."""
-        return self.headers.get("Host") in (f"{HOST}:{self.server.port}", f"localhost:{self.server.port}")
+        """Whether the page was asked for by this machine's name: another may be a stranger's that leads here.
+
+        The port may be another one, that of a tunnel.
+        """
+        return self.headers.get("Host", "").partition(":")[0] in (HOST, "localhost")
 
     def _tell(self, event: dict[str, Any]) -> None:
         self.wfile.write(json.dumps(event).encode() + b"\n")
@@ -214,8 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing of each request."""
 
 
-def read_question(body: bytes) -> dict[str, Any]:
-    """The question in a request's body: `instruction`, `input`, and `before`, a list of exchanges.
+def read_question(body: bytes) -> tuple[Exchange, list[Exchange]]:
+    """The question in a request's body, an object with `instruction`, `input` and `before`, and the exchanges before.
 
     Raises:
         ValueError: It is no such JSON.
@@ -224,8 +231,7 @@ def read_question(body: bytes) -> dict[str, Any]:
     if not isinstance(asked, dict) or not isinstance(asked.get("before"), list):
         raise ValueError("an object with instruction, input and before is needed")
     before = [Exchange(*_texts(item, *Exchange._fields)) for item in asked["before"]]
-    instruction, input = _texts(asked, "instruction", "input")
-    return {"instruction": instruction, "input": input, "before": before}
+    return Exchange(*_texts(asked, "instruction", "input")), before
 
 
 def _texts(item: Any, *names: str) -> list[str]:

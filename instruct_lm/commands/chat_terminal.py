@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from instruct_lm.commands.chat_session import EMPTY, NOTHING, Chat, Exchange
 from instruct_lm.commands.chat_text import visible
+from instruct_lm.errors import InputError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -60,6 +61,8 @@ class _Terminal:
                 self._take(self._read())
             except EOFError:
                 return
+            except InputError as error:  # such as a chat template that takes one exchange alone
+                print(f"[{error}]")
             except KeyboardInterrupt:  # between a question and its answer: that question is dropped
                 print("[stopped]")
 

@@ -115,7 +115,9 @@ class Page:
         self.requests: list[str] = []
         self.tab.on("request", lambda request: self.requests.append(request.url))
         self.tab.goto(address)
-        self.instruction, self.input = (self.tab.get_by_label(re.compile(f"^{name}")) for name in ("Instruction", "Input"))
+        self.instruction, self.input = (
+            self.tab.get_by_label(re.compile(f"^{name}")) for name in ("Instruction", "Input")
+        )
         self.answers, self.questions = self.tab.locator(".answer"), self.tab.locator(".question")
         self.send = self.tab.get_by_role("button", name="Send")
 

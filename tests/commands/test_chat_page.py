@@ -100,6 +100,7 @@ def test_an_answer_comes_in_pieces(server: Server) -> None:
         {"Host": "evil.example", "Origin": "http://evil.example"},
         {"Host": None},
         {"Origin": "http://evil.example"},  # a form or a script of another page
+        {"Origin": "http://localhost:1"},  # of another server on this machine
         {"Origin": "null"},
         {"Origin": None},
         {"X_Token": None},
@@ -120,6 +121,8 @@ def test_the_page_is_for_its_own_address_and_carries_its_policy(server: Server) 
         return response, response.read().decode()
 
     assert get("/", "evil.example")[0].status == 403
+    assert get("/", "evil.example:80")[0].status == get("/", "localhost.evil.example:80")[0].status == 403
+    assert get("/", "localhost:9999")[0].status == 200  # through a tunnel
     assert get("/favicon.ico", f"localhost:{server.port}")[0].status == 404
     response, page = get("/", f"localhost:{server.port}")
     policy = response.headers["Content-Security-Policy"]
