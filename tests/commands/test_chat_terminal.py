@@ -10,14 +10,19 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from instruct_lm.commands.chat_session import EMPTY, NOTHING
+from instruct_lm.commands import chat_terminal
+from instruct_lm.commands.chat_session import EMPTY, NOTHING, Chat
+from instruct_lm.data.chat_template import TemplateStyle
 from instruct_lm.data.conversation import Conversation, Turn
+from instruct_lm.respond import Responder
 from tests.commands.chat_commands import TIMEOUT, WORD, command, prompts, script, scripted, scripted_command
 from tests.commands.test_chat_text import forbidden
 from tests.run_commands import ROOT
+from tests.test_respond import BYTES
 
 pty = pytest.importorskip("pty", reason="no pseudo-terminals")
 PROMPT = r"(?:\A|\n)> $"
@@ -121,6 +126,35 @@ def test_leaving_is_no_failure_and_leaves_the_terminal_as_it_was(start: Start, l
     assert EMPTY in terminal.ask("")
     terminal.type(leave)
     assert terminal.ended() == 0
+
+
+class Typed:
+    """In place of the line editor: gives texts, raises exceptions, and then ends."""
+
+    def __init__(self, *typed: str | type[BaseException]) -> None:
+        self.typed = list(typed)
+        self.default_buffer = SimpleNamespace(text="")
+
+    def prompt(self, message: str) -> str:
+        given = self.typed.pop(0) if self.typed else EOFError
+        if isinstance(given, str):
+            return given
+        raise given
+
+
+def test_a_question_that_cannot_be_asked_does_not_end_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = (
+        "{% for m in messages %}{% if loop.index > 2 %}{{ raise_exception('one exchange') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    responder = Responder(scripted().responder.model, BYTES, TemplateStyle(template, {}, []))
+    monkeypatch.setattr(Responder, "stream", lambda self, conversation: iter(["Blue."]))
+    monkeypatch.setattr(chat_terminal, "_session", lambda: Typed("a", "b", "/reset", "c", KeyboardInterrupt, "d"))
+    chat_terminal._Terminal(Chat(responder, history=True)).run()
+    said = capsys.readouterr().out
+    assert (said.count("Blue."), said.count("one exchange")) == (2, 1)  # Ctrl-C with nothing typed left before d
 
 
 @pytest.mark.slow
