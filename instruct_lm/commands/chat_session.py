@@ -74,7 +74,7 @@ class Chat:
 
     @cached_property
     def _marks(self) -> Marks:
-        return Marks.of(self.responder.style)
+        return Marks.of(self.responder.style, self.responder.tokenizer.control_tokens)
 
 
 def _turns(asked: Exchange) -> tuple[Turn, ...]:

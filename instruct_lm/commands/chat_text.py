@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import NamedTuple
 
 from instruct_lm.data.conversation import Turn
@@ -15,19 +15,20 @@ _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _JOINERS = "\u200c\u200d"  # Persian and Indian scripts need them, and emoji of several parts
 _SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"  # a letter's or an emoji's variant
-_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane * 0x10000 + n) for plane in range(17) for n in (0xFFFE, 0xFFFF))
-# C0 and C1, among them escape; marks and changes of writing direction; blanks without width, tags and annotations.
+# C0 and C1, among them escape; marks and changes of writing direction; blanks without width, tags, annotations, and
+# code points that are no characters.
 _INVISIBLE = (
-    "\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\ufffb"
-    f"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff{_NONCHARACTERS}"
+    "\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufdd0-\ufdef\ufe00-\ufe0f\ufeff"
+    "\ufff0-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_RUN = re.compile(f"([^{_INVISIBLE}]?)([{_INVISIBLE}]+)")
+_RUN = re.compile(f"[{_INVISIBLE}]+")
 _IS_SELECTOR = re.compile(f"[{_SELECTORS}]")
 # The three flags that are a black flag and tag characters: https://www.unicode.org/reports/tr51/#valid-emoji-tag-sequences
 _BLACK_FLAG = "\U0001f3f4"
 _REGIONS = tuple("".join(chr(0xE0000 + ord(c)) for c in name) + "\U000e007f" for name in ("gbeng", "gbsct", "gbwls"))
 _BASE = "[\u00a9\u00ae\u203c-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001faff]"
 _ONE = f"{_BASE}[\ufe0f\u20e3\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"
+_LONGEST = 100  # characters of text that are searched for an emoji at its end
 _EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{1,2}}|{_ONE}(?:\u200d{_ONE})*\u200d?")
 
 
@@ -44,11 +45,12 @@ def visible(text: str) -> str:
         '[31mred\ngnp'
     """
     text = _SURROGATES.sub("\ufffd", _LINE_ENDS.sub("\n", text))
-    return _RUN.sub(lambda match: match[1] + _kept(*match.groups()), text)
+    return _RUN.sub(_kept, text)
 
 
-def _kept(base: str, run: str) -> str:
-    """What stays of the invisible characters after a visible one."""
+def _kept(match: re.Match[str]) -> str:
+    """What stays of a run of invisible characters, by the visible one before it."""
+    run, base = match[0], match.string[max(0, match.start() - 1) : match.start()]
     if base == _BLACK_FLAG and run.startswith(_REGIONS):
         return run[: len(_REGIONS[0])]
     kept, previous = "", base
@@ -65,7 +67,8 @@ class Marks(NamedTuple):
 
     Attributes:
         header: The last line before a response; empty: there is none.
-        others: The last line before a turn of the user or of the system, and the end token.
+        others: The last line before a turn of the user or of the system; and what ends a response, unless that is a
+            control token: spelled out in other tokens, `</s>` is HTML.
 
     Example:
         >>> from instruct_lm.data.prompts import ALPACA, CHATML
@@ -79,9 +82,9 @@ class Marks(NamedTuple):
     others: tuple[str, ...]
 
     @classmethod
-    def of(cls, style: PromptStyle) -> Marks:
-        """The marks of a style."""
-        header, others = "", {style.end: None}
+    def of(cls, style: PromptStyle, control_tokens: Collection[str] = ()) -> Marks:
+        """The marks of a style in a model with these control tokens."""
+        header, others = "", {} if style.end in control_tokens else {style.end: None}
         exchange = [Turn("user", "a"), Turn("assistant", "b")]
         for turns in (exchange * 2, [Turn("system", "a"), *exchange]):
             try:
@@ -147,5 +150,6 @@ def _settled(answer: str, marks: Sequence[str]) -> str:
     """The answer without an end that may become part of a mark or of an emoji."""
     partial = max((n for mark in marks for n in range(len(mark)) if answer.endswith(mark[:n])), default=0)
     answer = answer[: len(answer) - partial]
-    last = max((emoji.span()[::-1] for emoji in _EMOJI.finditer(answer)), default=(0, 0))  # end, start
-    return answer[: last[1] if last[0] == len(answer) else None].rstrip()
+    tail = answer[-_LONGEST:]
+    held = next((len(tail) - emoji.start() for emoji in _EMOJI.finditer(tail) if emoji.end() == len(tail)), 0)
+    return answer[: len(answer) - held].rstrip()
