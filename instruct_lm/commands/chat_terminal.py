@@ -41,7 +41,8 @@ def talk(chat: Chat, about: str) -> None:
             print(remark, file=sys.stderr)
         *_, answer = chat.answer(conversation)
         print(answer, flush=True)
-        before.append(Exchange(line, answer=answer))
+        if answer:
+            before.append(Exchange(line, answer=answer))
 
 
 class _Terminal:
