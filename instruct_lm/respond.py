@@ -28,6 +28,18 @@ class Response(NamedTuple):
     ended: bool
 
 
+class Cut(NamedTuple):
+    """What a prompt leaves out to make room for the answer.
+
+    Attributes:
+        exchanges: Number of the earliest exchanges that were left out.
+        tokens: Number of tokens that were left out at the ends of the other turns.
+    """
+
+    exchanges: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Responder:
     """Answers conversations with a model.
@@ -84,6 +96,24 @@ class Responder:
             InputError: The prompt style alone fills the model's ``block_size``, or a chat template refuses the
                 conversation.
         """
+        return [token for _, ids in self._shortened(conversation) for token in ids]
+
+    def cut_tokens(self, conversation: Conversation) -> int:
+        """Number of tokens of the conversation that `prompt_ids` leaves out."""
+        return count(self._encode(conversation.turns)) - len(self.prompt_ids(conversation))
+
+    def cut(self, conversation: Conversation) -> Cut:
+        """What `prompt_ids` leaves out, told apart."""
+        turns = conversation.turns
+        whole, left = (
+            [len(ids) for piece, ids in encoded if not piece.own]  # tokens of each turn
+            for encoded in (self._encode(turns), self._shortened(conversation))
+        )
+        first = int(turns[0].role == "system")
+        kept = [*whole[:first], *whole[len(whole) - len(left) + first :]]
+        return Cut((len(whole) - len(left)) // 2, sum(kept) - sum(left))
+
+    def _shortened(self, conversation: Conversation) -> list[EncodedPiece]:
         block_size = self.model.config.block_size
         room = block_size - max(1, min(self.max_new_tokens, block_size // 4))
         encoded = shorten(conversation.turns, self._encode, room)
@@ -95,11 +125,7 @@ class Responder:
                 f"prompt={self.style.name} takes {fixed} tokens, which leaves no room for an answer within "
                 f"model.block_size={block_size}: choose a larger one or another prompt style."
             )
-        return [token for _, ids in encoded for token in ids]
-
-    def cut_tokens(self, conversation: Conversation) -> int:
-        """Number of tokens of the conversation that `prompt_ids` leaves out."""
-        return count(self._encode(conversation.turns)) - len(self.prompt_ids(conversation))
+        return encoded
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:

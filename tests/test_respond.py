@@ -63,6 +63,7 @@ def test_a_prompt_longer_than_the_model_keeps_its_ends(style: PlainStyle) -> Non
     assert responder(style.name).answer([long])[0].tokens == 75
     whole = "".join(piece.text for piece in prompt_pieces(style.pieces(long.turns)))
     assert responder(style.name).cut_tokens(long) == len(whole) - len(asked)
+    assert responder(style.name).cut(long) == (0, len(whole) - len(asked))
     assert responder(style.name, max_new_tokens=3).answer([long])[0].tokens == 3
 
 
@@ -74,6 +75,18 @@ def test_a_long_conversation_keeps_its_system_turn_and_its_last_question() -> No
     assert asked.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
     assert asked.endswith("<|im_start|>user\nz<|im_end|>\n<|im_start|>assistant\n")
     assert "#" not in asked
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+@pytest.mark.parametrize(("exchanges", "asked", "left_out"), [(1, 10, 0), (9, 10, 5), (9, 1000, 9)])
+def test_what_a_prompt_leaves_out_is_counted(system: str, exchanges: int, asked: int, left_out: int) -> None:
+    # A token a character, 225 of 300 for the prompt. An exchange takes 50, the question 2 more than its text.
+    style = PlainStyle("short", "Q", "", "", "A", system="S")
+    turns = [Turn("system", system)] if system else []
+    turns += [Turn("user", "x" * 29), Turn("assistant", "y" * 18)] * exchanges
+    turns += [Turn("user", "z" * asked), Turn("assistant", "")]
+    rest = (exchanges - left_out) * 50 + asked + 2 + (len(system) + 1 if system else 0)
+    assert Responder(MODEL, BYTES, style).cut(Conversation(tuple(turns))) == (left_out, max(0, rest - 225))
 
 
 def test_a_style_that_fills_the_model_is_named() -> None:

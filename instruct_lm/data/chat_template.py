@@ -54,6 +54,7 @@ class TemplateStyle:
     """
 
     name = "template"
+    turns = True
 
     def __init__(self, template: str, variables: Mapping[str, str], control_tokens: Collection[str]) -> None:
         self.template, self.variables, self.control_tokens = template, dict(variables), frozenset(control_tokens)

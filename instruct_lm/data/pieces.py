@@ -51,6 +51,10 @@ class PromptStyle(Protocol):
     def end(self) -> str:
         """The control token that ends a response; empty: the tokenizer's own end token."""
 
+    @property
+    def turns(self) -> bool:
+        """Whether the style is made for several exchanges, so that a chat shows the model the earlier ones."""
+
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """The pieces of turns, the last of them the assistant's.
 

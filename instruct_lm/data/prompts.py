@@ -1,7 +1,7 @@
 """The prompt styles: constant texts around the turns, or the model's own chat template."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from instruct_lm.data.chat_template import TemplateStyle
 from instruct_lm.data.conversation import Turn
@@ -26,6 +26,7 @@ class PlainStyle:
         system: Text before a system turn.
         system_end: Text after it.
         default_system: Text that stands in place of a system turn where there is none.
+        turns: Whether the style is made for several exchanges.
     """
 
     name: str
@@ -39,6 +40,7 @@ class PlainStyle:
     system: str = ""
     system_end: str = ""
     default_system: str = ""
+    turns: bool = field(default=True, repr=False)  # not part of the token cache's key: it decides no id
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         r"""As for `PromptStyle`.
@@ -100,6 +102,7 @@ ALPACA = PlainStyle(
     header="\n\n### Response:\n",
     default_system="Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.",
+    turns=False,
 )
 # The same chapter, exercise 7.1, for one exchange.
 PHI3 = PlainStyle(
