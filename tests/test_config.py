@@ -52,7 +52,7 @@ CONTRACT = {
     "trainer": ["debug", "default"],
     "lora": ["none", "r16"],
     "generation": ["greedy", "sample"],
-    "judge": ["llamacpp", "none", "ollama", "openai", "reference"],
+    "judge": ["llamacpp", "none", "ollama", "openai", "reference", "rubric"],
     "experiment": ["book", "demo", "masking"],
 }
 
