@@ -150,10 +150,13 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         `mean_failed_as_zero`: Mean over scored and failed entries.
         `exact_match`: Share of all entries, 0-1. `chrf`, `rouge_l`: Means over all entries, 0-100.
         `judge`: The description. `failures`: Index and reason of each failed entry.
+        `lowest`: Index, score and feedback of the first entry with the lowest score, if the judge gives feedback.
     """
     scores = [float(item.score) for item in scored if item.score is not None]
     failures = [{"index": item.index, "reason": item.reason} for item in scored if item.reason is not None]
     asked = len(scores) + len(failures)
+    told = [item for item in scored if item.score is not None and item.feedback is not None]
+    lowest = min(told, key=lambda item: float(item.score or 0), default=None)
     return {
         "n": len(scored),
         "scored": len(scores),
@@ -164,11 +167,12 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         **{name: float(np.mean([getattr(item, name) for item in scored])) for name in OFFLINE_METRICS},
         "judge": dict(judge_description),
         "failures": failures,
+        **({"lowest": {key: getattr(lowest, key) for key in ("index", "score", "feedback")}} if lowest else {}),
     }
 
 
 def describe_summary(summary: Mapping[str, Any]) -> str:
-    """The main numbers of a summary in one to four lines of text."""
+    """The main numbers of a summary in one to five lines of text."""
     n = summary["n"]
     lines = [
         f"{n} answers: exact match {round(summary['exact_match'] * n)} of {n}, chrF {summary['chrf']:.1f}, "
@@ -179,6 +183,8 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     if summary["mean"] is not None:
         kind, (low, high) = summary["judge"]["kind"], summary["ci95"]
         lines.append(f"score ({kind}): {summary['mean']:.1f} of 100, 95% interval {low:.1f} to {high:.1f}")
+    if lowest := summary.get("lowest"):
+        lines.append(f"lowest: entry {lowest['index']}, {lowest['score']:g}: {' '.join(lowest['feedback'].split())[:160]}")
     if summary["failed"]:
         first = summary["failures"][0]
         lines.append(

@@ -66,10 +66,10 @@ def parse_score(reply: str, scale: Scale = PERCENT) -> float | None:
     A failure is counted and shown; a wrong number would distort the mean unnoticed. What a thinking model writes before
     its answer does not count. Accepted is a number alone on a line, after a label in one of several languages, before
     "/100" or "out of 100", boxed, in a JSON object, or as the only number of a sentence that rates: `85`, `Score: 85`,
-    `**85**`, `85/100`, `{"Score": "85"}`, `\\boxed{85}`, `得分：85`, `85,0`, `I'd give it an 85`. A number that is boxed,
-    or called final or overall, goes before others. Rejected are several different scores, a range (`80-90`) or a
-    revision (`85 → 90`), another scale (`8/10`, `0.85`), a value outside the scale (`-5`, `150`), incomplete JSON, and
-    a number that is no rating (`The answer is 4.`).
+    `**85**`, `85/100`, `{"Score": "85"}`, `\\boxed{85}`, `得分：85`, `85,0`, `I'd give it an 85`. A number that is
+    boxed, or called final or overall, goes before others. Rejected are several different scores, a range (`80-90`) or
+    a revision (`85 → 90`), another scale (`8/10`, `0.85`), a value outside the scale (`-5`, `150`), incomplete JSON,
+    and a number that is no rating (`The answer is 4.`).
 
     Args:
         reply: The judge's words.
@@ -164,11 +164,9 @@ def _rated(text: str) -> list[Any]:
 
 def _normalise(text: str) -> str:
     """ASCII digits and punctuation, without Markdown, LaTeX and tags, of which the marks of a score stay."""
-    digits: dict[str, str | int | None] = {
-        c: str(unicodedata.decimal(c)) for c in set(text) if c.isdecimal() and not c.isascii()
-    }
-    wide = {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}
-    text = text.translate(str.maketrans({**digits, **wide, "。": ".", "−": "-", "٫": ".", "\u00a0": " "}))
+    ascii_of = {ord(char): str(unicodedata.decimal(char)) for char in set(text) if char.isdecimal()}
+    ascii_of |= {code + 0xFEE0: chr(code) for code in range(0x21, 0x7F)}  # full width
+    text = text.translate(ascii_of | {ord("。"): ".", ord("−"): "-", ord("٫"): ".", ord("\u00a0"): " "})
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text|mathbf|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\boxed\s*\{([^{}]*)\}", r" \\boxed \1 ", text)

@@ -61,8 +61,8 @@ def least_tokens(text: str) -> int:
     """A lower bound of the tokens of a text, for any tokenizer in use.
 
     Tokenizers do not join words across blanks (those that do, SuperBPE's, save about a tenth), so a text has about as
-    many tokens as words, or more; a quarter is taken off for safety. In Chinese, Japanese and Korean, whose words touch,
-    four letters count as one token; of a repetition, which a vocabulary may hold as one, the first counts.
+    many tokens as words, or more; a quarter is taken off for safety. In Chinese, Japanese and Korean, whose words
+    touch, four letters count as one token; of a repetition, which a vocabulary may hold as one, the first counts.
 
     Example:
         >>> least_tokens("Convert 45 kilometers to meters. " * 100)
