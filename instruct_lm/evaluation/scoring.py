@@ -184,7 +184,9 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         kind, (low, high) = summary["judge"]["kind"], summary["ci95"]
         lines.append(f"score ({kind}): {summary['mean']:.1f} of 100, 95% interval {low:.1f} to {high:.1f}")
     if lowest := summary.get("lowest"):
-        lines.append(f"lowest: entry {lowest['index']}, {lowest['score']:g}: {' '.join(lowest['feedback'].split())[:160]}")
+        lines.append(
+            f"lowest: entry {lowest['index']}, {lowest['score']:g}: {' '.join(lowest['feedback'].split())[:160]}"
+        )
     if summary["failed"]:
         first = summary["failures"][0]
         lines.append(

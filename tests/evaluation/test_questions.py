@@ -17,7 +17,9 @@ def test_named_questions():
     assert list(RUBRIC.schema["properties"]) == ["feedback", "score"]  # the reasons before the number
     assert RUBRIC.schema["properties"]["score"] == {"type": "integer", "minimum": 1, "maximum": 5}
     asked = ask(RUBRIC)
-    assert all(text in asked for text in ("# Add.", "Reference answer:\n3", "Response:\n4", '{"feedback": "...", "score"'))
+    assert all(
+        text in asked for text in ("# Add.", "Reference answer:\n3", "Response:\n4", '{"feedback": "...", "score"')
+    )
 
 
 def test_a_question_of_ones_own(tmp_path):
