@@ -1,6 +1,8 @@
 """Judges against servers that behave like those of today: thinking models, short contexts, other names."""
 
 import json
+import re
+import shlex
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,8 @@ from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.questions import RUBRIC, SCORE, read_question
 from instruct_lm.evaluation.judges.replies import least_tokens
 from instruct_lm.evaluation.scoring import describe_judge, describe_summary, score_responses, summarise
+from tests.conftest import ROOT
+from tests.run_commands import commands
 
 from .judge_server import JudgeServer, answering, in_turn
 from .test_judges import ENTRY, format_prompt, openai, small_llamacpp
@@ -271,3 +275,18 @@ def test_a_real_llama_server_takes_every_setting(smollm2_gguf, monkeypatch):
         assert "judge.max_tokens=48" in verdict.reason
     else:
         assert verdict.score in (0, 25, 50, 75, 100)
+
+
+COMMANDS = re.findall(
+    r"^python evaluate\.py (.*)$", (ROOT / "docs" / "judges.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_document_are_accepted(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_text("Rate {response} from 1 to 10.")
+    args = [arg for arg in shlex.split(line, comments=True) if not arg.startswith("run=")]  # there is no such run
+    with commands(tmp_path, monkeypatch, capsys) as command:
+        status, err, seen = command("evaluate", *args)
+    assert (status, len(seen)) == (0, 1), err
