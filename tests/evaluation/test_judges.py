@@ -313,10 +313,14 @@ def test_a_closed_judge_gives_up_waiting():
 
 def test_the_key_is_never_told(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-secret-123\n")
-    replies = in_turn(lambda exchange: exchange.error(401, "bad key sk-secret-123"), answering("sk-secret-123"))
+    replies = in_turn(
+        lambda exchange: exchange.error(401, "bad key sk-secret-123"),
+        answering("sk-secret-123"),
+        answering("<think>sk-secret-123"),
+    )
     with JudgeServer(replies) as server:
         judge = openai(server, api_key_env="MY_KEY")
-        verdicts = [judge.score(ENTRY, "x"), judge.score(ENTRY, "x")]
+        verdicts = [judge.score(ENTRY, "x") for _ in range(3)]
     assert server.headers[0]["Authorization"] == "Bearer sk-secret-123"
     assert "***" in verdicts[0].reason
     assert verdicts[1].raw == "***"

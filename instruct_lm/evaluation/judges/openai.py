@@ -198,7 +198,7 @@ class OpenAIJudge(Judge):
             )
             return Verdict(None, reason, raw, again=True)
         if not (answer := answer_of(raw)):
-            return Verdict(None, self._why_empty(reply), raw, again=True)
+            return Verdict(None, self._why_empty(reply, raw), raw, again=True)
         low, high = self.question.scale
         score = parse_score(_whole_part(answer) if reply.cut else answer, self.question.scale)
         if score is None:
@@ -208,18 +208,18 @@ class OpenAIJudge(Judge):
         feedback = parse_feedback(answer) if self.question.feedback else None
         return Verdict(self.question.percent(score), raw=raw, feedback=feedback)
 
-    def _why_empty(self, reply: Reply) -> str:
+    def _why_empty(self, reply: Reply, raw: str) -> str:
         """The reason of a failure without an answer."""
         effort = f"judge.reasoning_effort={'low' if self.reasoning_effort == 'none' else 'none'}"
         if reply.cut:
             limit = f"judge.max_tokens={self.max_tokens}"
             return (
-                f"the answer {reply.text[:80]!r} ended before a score: {limit}, or the server's own limit, went on the "
+                f"the answer {raw[:80]!r} ended before a score: {limit}, or the server's own limit, went on the "
                 f"model's thinking. Raise judge.max_tokens, or let it think less: {effort}"
             )
-        if reply.reasoning or reply.text:
+        if reply.reasoning or raw:
             return (
-                f"the answer {reply.text[:80]!r} is empty but for the model's thinking. Let it think less: {effort}, "
+                f"the answer {raw[:80]!r} is empty but for the model's thinking. Let it think less: {effort}, "
                 f"or raise judge.max_tokens={self.max_tokens}"
             )
         return "the answer '' is empty"
