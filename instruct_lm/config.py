@@ -51,6 +51,7 @@ Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
 Url = Annotated[str, _like("https?://.+", "an address that begins with http:// or https://")]
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+Scale = Annotated[list[float], Field(min_length=2, max_length=2)]
 PromptWeight = Annotated[float, Field(ge=0, le=1)]
 Similarity = Annotated[float, Field(gt=0, le=1)]
 # fmt: off
@@ -207,8 +208,12 @@ class JudgeConfig(Group):
     api_key_env: Text | None = Field(description="name of the environment variable that holds the key")
     concurrency: Count = Field(description="requests at a time")
     timeout: Positive = Field(description="seconds a request")
-    temperature: NotNegative = Field(description="0: the likeliest score")
-    seed: Seed = Field(description="of sampling")
+    temperature: NotNegative | None = Field(description="0: the likeliest score; null: the server's default")
+    seed: Seed | None = Field(description="of sampling; null: the server's choice")
+    max_tokens: Count = Field(description="longest reply, with what a thinking model thinks")
+    reasoning_effort: Text | None = Field(description="of a thinking model: none, low, medium, …; null: its default")
+    prompt: Text | None = Field(description="score (as null), rubric, a text with {response}, or a file with one")
+    scale: Scale | None = Field(description="of a prompt of your own, [lowest,highest]; null: [0,100]")
     weights: Source | None = Field(description="llamacpp: a source of a GGUF file")
     weights_sha256: Sha256 | None = Field(description="its hash; null: no check")
 

@@ -52,7 +52,7 @@ CONTRACT = {
     "trainer": ["debug", "default"],
     "lora": ["none", "r16"],
     "generation": ["greedy", "sample"],
-    "judge": ["llamacpp", "none", "ollama", "openai", "reference"],
+    "judge": ["llamacpp", "none", "ollama", "openai", "reference", "rubric"],
     "experiment": ["book", "demo", "masking"],
 }
 
@@ -272,6 +272,19 @@ def test_what_cannot_be_is_named_with_its_value_and_remedy(overrides: list[str],
         (["judge=llamacpp", "judge.weights=null"], "judge.weights=null", "conf/judge/llamacpp.yaml"),
         (["judge=openai", "judge.base_url=localhost"], "judge.base_url=localhost", "http://"),
         (["judge.concurrency=0"], "judge.concurrency=0", "greater than or equal to 1"),
+        (["judge=openai", 'judge.prompt="Rate {answer}"'], "{answer}", "{response}"),
+        (["judge=ollama", "judge.prompt=rubrics"], "judge.prompt=rubrics: No such file", "rubric"),
+        (
+            ["judge=rubric", "judge.scale=[0,10]"],
+            "judge.scale=[0,10] with judge.prompt=rubric",
+            "leave judge.scale out",
+        ),
+        (
+            [f"second_judge.{value}" for value in ("kind=openai", "model=m", "base_url=http://host/v1", "scale=[2,1]")],
+            *("second_judge.scale=[2,1]", "then the highest"),
+        ),
+        (["judge=ollama", "judge.scale=[1]"], "judge.scale=[1]", "at least 2 items"),
+        (["judge=ollama", "judge.max_tokens=0"], "judge.max_tokens=0", "greater than or equal to 1"),
         (["data.max_length=4096"], "data.max_length=4096", "use at most that"),
     ],
 )
@@ -417,3 +430,14 @@ def test_as_many_devices_as_there_are_pass(monkeypatch: pytest.MonkeyPatch) -> N
     machine(monkeypatch, 2, mps=False)
     for devices in (2, "2", "0,1", "auto"):
         assert choose_accelerator(device(accelerator="gpu", devices=devices)) == "gpu"
+
+
+def test_a_rubric_and_a_prompt_of_ones_own() -> None:
+    rubric = typed("evaluate", "judge=rubric", "judge.reasoning_effort=none").judge
+    assert (rubric.kind, rubric.model, rubric.prompt, rubric.reasoning_effort) == ("ollama", "llama3", "rubric", "none")
+    own = typed(
+        "evaluate", "judge=openai", 'judge.prompt="Rate {response}: {\\"score\\": 1}"', "judge.scale=[0,10]"
+    ).judge
+    assert (own.prompt, own.scale) == ('Rate {response}: {"score": 1}', [0, 10])
+    plain = typed("evaluate", "judge=openai", "judge.temperature=null", "judge.seed=null").judge
+    assert (plain.temperature, plain.seed, plain.max_tokens) == (None, None, 2048)

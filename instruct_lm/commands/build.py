@@ -17,6 +17,7 @@ from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge
 from instruct_lm.evaluation.judges.factory import make_judge
+from instruct_lm.evaluation.judges.questions import read_question
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.description import complete
 from instruct_lm.model.generation import Sampling
@@ -208,7 +209,8 @@ def load_responder(config: DataCommandConfig, checkpoint: Path | None, fetcher: 
 
 def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:
     """The judge of an evaluation; it sees the instructions in the book's prompt style, whatever the model's own is."""
-    options = judge.model_dump(exclude={"kind", "concurrency", "weights", "weights_sha256"})
+    options = judge.model_dump(exclude={"kind", "concurrency", "weights", "weights_sha256", "prompt", "scale"})
+    options["question"] = read_question(judge.prompt, judge.scale)
     if judge.kind == "llamacpp" and judge.weights is not None:
         options["model"] = fetcher.fetch(judge.weights, sha256=judge.weights_sha256)
 

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from instruct_lm.config import COMMANDS, OPEN, PROGRAMS, CommonConfig, Group, flatten
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation.judges.questions import read_question
 
 AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
 Values = Mapping[str, Any]
@@ -200,6 +201,11 @@ def _judges(v: Values) -> Iterator[str]:
         for key in (f"{group}.{name}" for name in needed.get(kind, ())):
             if v[key] is None:
                 yield f"{key}=null: {kind} needs one, for example as in conf/judge/{kind}.yaml."
+        try:
+            if kind not in ("none", "reference"):
+                read_question(v[f"{group}.prompt"], v[f"{group}.scale"])
+        except InputError as error:
+            yield str(error).replace("judge.", f"{group}.")
 
 
 def _export(v: Values) -> Iterator[str]:

@@ -40,6 +40,8 @@ class ScoredEntry:
         chrf: Sentence chrF, 0-100.
         rouge_l: ROUGE-L F-measure, 0-100.
         raw: The judge's reply as text.
+        feedback: What the judge says about the answer, if it was asked for that.
+        again: Whether the next call asks the judge again, since there was no answer to the question.
     """
 
     index: int
@@ -49,6 +51,8 @@ class ScoredEntry:
     chrf: float
     rouge_l: float
     raw: str | None = None
+    feedback: str | None = None
+    again: bool = False
 
 
 def score_responses(
@@ -57,8 +61,8 @@ def score_responses(
     """Score every response; continue where an interrupted call with the same judge and responses stopped.
 
     Each score is appended to `path` and synced as soon as it is known. Each line carries a fingerprint of the judge and
-    the responses; a file with another fingerprint is replaced. An entry that got no reply from the judge is asked again
-    by the next call and gets a second line: the last line counts.
+    the responses; a file with another fingerprint is replaced. An entry that got no answer from the judge is asked
+    again by the next call and gets a second line: the last line counts.
 
     Args:
         entries: Content of `responses.json`: the keys `instruction`, `output`, `model_response` and optionally `input`.
@@ -113,7 +117,8 @@ def _score_all(
         # The metrics come before the question, so that nothing delays writing the reply.
         metrics = exact_match(response, reference), chrf(response, reference), rouge_l(response, reference)
         verdict = judge.score(entry, response) if judge else Verdict(None)
-        item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, verdict.raw)
+        words = verdict.raw, verdict.feedback, verdict.again
+        item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, *words)
         # Unbuffered, in append mode, in one call: a kill leaves the whole line or none, and threads do not mix theirs.
         file.write(json.dumps({"fingerprint": mark, **asdict(item)}).encode() + b"\n")
         os.fsync(file.fileno())
@@ -145,10 +150,13 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         `mean_failed_as_zero`: Mean over scored and failed entries.
         `exact_match`: Share of all entries, 0-1. `chrf`, `rouge_l`: Means over all entries, 0-100.
         `judge`: The description. `failures`: Index and reason of each failed entry.
+        `lowest`: Index, score and feedback of the first entry with the lowest score, if the judge gives feedback.
     """
     scores = [float(item.score) for item in scored if item.score is not None]
     failures = [{"index": item.index, "reason": item.reason} for item in scored if item.reason is not None]
     asked = len(scores) + len(failures)
+    told = [item for item in scored if item.score is not None and item.feedback is not None]
+    lowest = min(told, key=lambda item: float(item.score or 0), default=None)
     return {
         "n": len(scored),
         "scored": len(scores),
@@ -159,11 +167,12 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         **{name: float(np.mean([getattr(item, name) for item in scored])) for name in OFFLINE_METRICS},
         "judge": dict(judge_description),
         "failures": failures,
+        **({"lowest": {key: getattr(lowest, key) for key in ("index", "score", "feedback")}} if lowest else {}),
     }
 
 
 def describe_summary(summary: Mapping[str, Any]) -> str:
-    """The main numbers of a summary in one to four lines of text."""
+    """The main numbers of a summary in one to five lines of text."""
     n = summary["n"]
     lines = [
         f"{n} answers: exact match {round(summary['exact_match'] * n)} of {n}, chrF {summary['chrf']:.1f}, "
@@ -174,6 +183,10 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     if summary["mean"] is not None:
         kind, (low, high) = summary["judge"]["kind"], summary["ci95"]
         lines.append(f"score ({kind}): {summary['mean']:.1f} of 100, 95% interval {low:.1f} to {high:.1f}")
+    if lowest := summary.get("lowest"):
+        lines.append(
+            f"lowest: entry {lowest['index']}, {lowest['score']:g}: {' '.join(lowest['feedback'].split())[:160]}"
+        )
     if summary["failed"]:
         first = summary["failures"][0]
         lines.append(
@@ -208,8 +221,7 @@ def _resume(path: Path, mark: str) -> dict[int, ScoredEntry]:
         scored[item.index] = item
     if kept != content:
         write_text(kept, path)
-    # A failure without a reply (the network's) is worth another attempt; one with a reply is not.
-    scored = {i: item for i, item in scored.items() if item.reason is None or item.raw is not None}
+    scored = {i: item for i, item in scored.items() if not item.again}
     if scored:
         logger.info("%s: continuing after %d scored entries", path, len(scored))
     return scored

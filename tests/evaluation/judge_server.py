@@ -28,10 +28,13 @@ class Exchange:
     def error(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         self.send(status, json.dumps({"error": {"message": message}}).encode(), headers)
 
-    def answer(self, content: str | None, finish_reason: str = "stop") -> None:
-        choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
+    def answer(self, content: Any, finish_reason: str = "stop", prompt_tokens: Any = None, **message: Any) -> None:
+        """A chat completion; `message` holds what a server adds, such as `reasoning`."""
+        said = {"role": "assistant", "content": content, **message}
+        choice = {"index": 0, "message": said, "finish_reason": finish_reason}
         self.server.answered.append(self.question)
-        self.send(200, json.dumps({"choices": [choice]}).encode())
+        body = {"choices": [choice], "usage": {"prompt_tokens": prompt_tokens}}
+        self.send(200, json.dumps(body).encode())
 
     def half(self) -> None:
         """Announce more bytes than follow."""

@@ -96,7 +96,7 @@ def test_parse_score_accepts(text, score):
         *("8/10", "Score: 8/10", "8 out of 10", "0.85", '{"score": 0.85}', "4.5 of 5 stars"),
         *("80-90", "Score: 80-90", "between 80 and 90", "85, 90", "Score: 85\nScore: 40", "1\n2\n3"),
         *("85,5", "1,000", "1e2", "H2O", "3.5km", "The answer is 4.", "It contains 3 mistakes"),
-        *('{"score": 8', '{"score": true}', '{"score": null}', '{"rating": 85}', "{" * 100_000, "<think>85"),
+        *('{"score": 8', '{"score": true}', '{"score": null}', '{"confidence": 85}', "{" * 100_000, "<think>85"),
         "on a scale from 0 to 100",
     ],
 )
@@ -313,10 +313,14 @@ def test_a_closed_judge_gives_up_waiting():
 
 def test_the_key_is_never_told(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-secret-123\n")
-    replies = in_turn(lambda exchange: exchange.error(401, "bad key sk-secret-123"), answering("sk-secret-123"))
+    replies = in_turn(
+        lambda exchange: exchange.error(401, "bad key sk-secret-123"),
+        answering("sk-secret-123"),
+        answering("<think>sk-secret-123"),
+    )
     with JudgeServer(replies) as server:
         judge = openai(server, api_key_env="MY_KEY")
-        verdicts = [judge.score(ENTRY, "x"), judge.score(ENTRY, "x")]
+        verdicts = [judge.score(ENTRY, "x") for _ in range(3)]
     assert server.headers[0]["Authorization"] == "Bearer sk-secret-123"
     assert "***" in verdicts[0].reason
     assert verdicts[1].raw == "***"
@@ -405,7 +409,9 @@ def test_describe_shows_the_whole_question():
         "`{response}` on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only.",
         "temperature": None,
         "seed": 123,
-        "max_tokens": 512,
+        "max_tokens": 2048,
+        "reasoning_effort": None,
+        "scale": [0, 100],
         "structured": True,
     }
 
@@ -480,9 +486,8 @@ def test_a_real_llama_server_scores_by_schema_and_repeats_itself(llamacpp):
     assert llamacpp.score(ENTRY, "45 kilometers is 45 meters.") == verdict
 
 
-def test_a_real_llama_server_without_structure_answers_in_its_own_words(llamacpp, monkeypatch):
-    monkeypatch.setattr(openai_module, "MAX_TOKENS", 24)
-    judge = OpenAIJudge("any", format_prompt=format_prompt, base_url=llamacpp.base_url, api_key_env=None)
+def test_a_real_llama_server_without_structure_answers_in_its_own_words(llamacpp):
+    judge = OpenAIJudge("any", format_prompt=format_prompt, base_url=llamacpp.base_url, api_key_env=None, max_tokens=24)
     judge.check()
     judge._refused.add("response_format")
     verdict = judge.score(ENTRY, "45 kilometers is 45 meters.")

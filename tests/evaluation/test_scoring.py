@@ -84,7 +84,8 @@ def test_every_entry_becomes_a_line_and_an_item_in_order(tmp_path):
         3, 10, None, False, chrf("answer-3", "6."), rouge_l("answer-3", "6."), raw='{"score": 10}'
     )
     assert {line["index"]: line["score"] for line in lines(path)} == {i: score_of(i) for i in range(20)}
-    assert lines(path)[0].keys() == {"fingerprint", "index", "score", "reason", "exact_match", "chrf", "rouge_l", "raw"}
+    names = {"index", "score", "reason", "exact_match", "chrf", "rouge_l", "raw", "feedback", "again"}
+    assert lines(path)[0].keys() == {"fingerprint", *names}
 
 
 def test_eight_questions_are_in_flight_at_once(tmp_path, monkeypatch):

@@ -19,13 +19,17 @@ class Verdict:
         score: 0-100; None if judging failed.
         reason: Why judging failed; None if there is a score.
         raw: The judge's reply as text; None if it did not reply, or computes the score without words.
+        feedback: What the judge says about the answer, if it was asked for that; None without a score.
         unreachable: Judging failed for a reason that affects every entry: no connection, wrong key or unknown model.
+        again: There was no answer to the question, so the next call asks it again.
     """
 
     score: int | float | None
     reason: str | None = None
     raw: str | None = None
+    feedback: str | None = None
     unreachable: bool = False
+    again: bool = False
 
 
 class Judge(Protocol):

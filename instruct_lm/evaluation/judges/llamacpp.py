@@ -75,8 +75,13 @@ class LlamaCppJudge(OpenAIJudge):
         """Score after the questions before this one; fails at once after `close`."""
         with self._one_at_a_time:
             if self._server is None or self._closed.is_set():
-                return Verdict(None, "llama.cpp does not run: call check()", unreachable=True)
+                return Verdict(None, "llama.cpp does not run: call check()", unreachable=True, again=True)
             return super().score(entry, response)
+
+    def _extras(self) -> dict[str, Any]:
+        """Without thinking, as llama.cpp's templates know it too."""
+        off = {"chat_template_kwargs": {"enable_thinking": False}} if self.reasoning_effort == "none" else {}
+        return {**super()._extras(), **off}
 
     def close(self) -> None:
         """Wait for the question in progress (llama.cpp would hang otherwise), then stop the server, free the model."""

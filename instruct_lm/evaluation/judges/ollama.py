@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation.judges.model_names import find_name, nearest_first
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 
 
@@ -35,11 +36,14 @@ class OllamaJudge(OpenAIJudge):
             digests = {model["name"]: model["digest"] for model in json.loads(reply.content)["models"]}
         except (ValueError, LookupError, TypeError):
             return None
-        for name in (self.model, f"{self.model}:latest"):
-            if name in digests:
-                return digests[name]
-        models = ", ".join(sorted(digests)) or "no models"
-        raise InputError(f"{self.base_url} has {models}. Fetch judge.model={self.model}: ollama pull {self.model}")
+        # Ollama does not tell upper from lower case.
+        name = find_name(self.model.lower(), [name.lower() for name in digests])
+        if name is not None:
+            return next(digest for other, digest in digests.items() if other.lower() == name)
+        found = nearest_first(self.model, list(digests)) if digests else "It has no models."
+        raise InputError(
+            f"{self.base_url} lacks judge.model={self.model}. {found} To fetch it: ollama pull {self.model}"
+        )
 
     def _remedy(self) -> str:
         return "Start it: ollama serve (or set judge.base_url to its address)."

@@ -1,7 +1,7 @@
 """The judge that asks a model behind an OpenAI-compatible server."""
 
 import contextlib
-import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -16,26 +16,30 @@ from urllib3.exceptions import InvalidHeader, MaxRetryError
 
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
-from instruct_lm.evaluation.judges.parsing import parse_score
+from instruct_lm.evaluation.judges.model_names import find_name, list_names, nearest_first
+from instruct_lm.evaluation.judges.parsing import parse_feedback, parse_score
+from instruct_lm.evaluation.judges.questions import SCORE, Question
+from instruct_lm.evaluation.judges.reasoning import answer_of
+from instruct_lm.evaluation.judges.replies import Reply, least_tokens, read_reply
 from instruct_lm.io.credentials import bearer_auth, read_secret
 
-# Chapter 7.8 of the book. {input} is the entry in its prompt style, {output} the reference answer.
-PROMPT = (
-    "Given the input `{input}` and correct output `{output}`, score the model response `{response}` "
-    "on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only."
-)
-MAX_TOKENS = 512  # longest reply
+logger = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT = 10.0  # seconds
 RETRIES = 4  # attempts after the first
 # Seconds before the second retry (the first follows at once), doubled for each later one, plus up to half at random.
 BACKOFF = 1.0
 MAX_WAIT = 60.0  # seconds between two attempts, even if the server asks for more
 
-_SCORE = {"type": "integer", "minimum": 0, "maximum": 100}
-_SCHEMA = {"type": "object", "properties": {"score": _SCORE}, "required": ["score"], "additionalProperties": False}
-_SCORE_FORMAT = {"type": "json_schema", "json_schema": {"name": "score", "strict": True, "schema": _SCHEMA}}
-# Request fields that some servers refuse, and the pattern in the error message that shows it.
-_OPTIONAL_FIELDS = {"response_format": "response_format|schema|structured|grammar", "max_tokens": "max_tokens"}
+# Request fields that some servers or models refuse, and the pattern in the error message that shows it.
+_OPTIONAL_FIELDS = {
+    "response_format": "response_format|schema|structured|grammar",
+    "max_tokens": r"\bmax_tokens\b",
+    "max_completion_tokens": "max_completion_tokens",
+    "reasoning_effort": r"reasoning[_.]effort|does not support thinking|[\"']think[\"'] value",
+    "temperature": r"[\"'`]temperature[\"'`]",  # in quotes: the message may repeat the question
+    "seed": r"[\"'`]seed[\"'`]",
+}
 _UNREACHABLE = (301, 302, 307, 308, 401, 403, 404)  # HTTP statuses: wrong address, key or model
 
 
@@ -50,11 +54,14 @@ class OpenAIJudge(Judge):
 
     Args:
         model: The model's name on the server.
-        format_prompt: Entry → prompt text, as the answering model saw it; replaces `{input}` in `PROMPT`.
+        format_prompt: Entry → prompt text, as the answering model saw it.
+        question: What to ask, and the scale of the answer.
         base_url: The server's address with its version, such as `http://localhost:8080/v1`.
         api_key_env: Environment variable that holds the key, which is sent to `base_url` alone; None: no key.
         temperature: Sampling temperature of the judge; None: the server's default (some models accept no other).
         seed: Sampling seed of the judge; None: the server's default.
+        max_tokens: Longest reply, with what a thinking model thinks.
+        reasoning_effort: How much a thinking model thinks, in the server's words (`none`, `low`, …); None: its default.
         timeout: Seconds to wait for a reply.
 
     Raises:
@@ -66,10 +73,13 @@ class OpenAIJudge(Judge):
     model: str
     _: KW_ONLY
     format_prompt: Callable[[Mapping[str, str]], str]
+    question: Question = SCORE
     base_url: str = "https://api.openai.com/v1"
     api_key_env: str | None = "OPENAI_API_KEY"
     temperature: float | None = 0.0
     seed: int | None = 123
+    max_tokens: int = 2048
+    reasoning_effort: str | None = None
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
@@ -88,8 +98,9 @@ class OpenAIJudge(Judge):
             "kind": self.kind,
             "server": self.server,
             "digest": self.digest,
-            "prompt": self._question(placeholders, "{response}"),
-            "structured": True,  # asks for a JSON object with an integer score
+            "prompt": self.question.ask(placeholders, "{response}", self.format_prompt),
+            "scale": list(self.question.scale),
+            "structured": self.question.schema is not None,  # asks for a JSON object by its schema
             **self._settings(),
         }
 
@@ -99,7 +110,12 @@ class OpenAIJudge(Judge):
         return None
 
     def check(self) -> None:
-        """Ask the server for its list of models, which costs nothing."""
+        """Ask the server for its list of models, which costs nothing.
+
+        Raises:
+            InputError: There is no key, or the list lacks the model.
+            JudgeError: The server does not answer, or refuses the key.
+        """
         self._closed.clear()
         if urlsplit(self.base_url).hostname == "api.openai.com" and not read_secret(self.api_key_env):
             variable = self.api_key_env or "OPENAI_API_KEY"
@@ -107,27 +123,33 @@ class OpenAIJudge(Judge):
         reply = self._reach(f"{self.base_url}/models")
         if reply.status_code in (401, 403):
             raise JudgeError(f"{self.base_url} refuses the key (HTTP {reply.status_code}). {self._remedy()}")
+        names = list_names(reply)
+        if names and find_name(self.model, names) is None:
+            raise InputError(f"{self.base_url} lacks judge.model={self.model}. {nearest_first(self.model, names)}")
 
     def score(self, entry: Mapping[str, str], response: str) -> Verdict:
         """Ask the server, retrying as the class says; a failure is a verdict, not an exception."""
-        messages = [{"role": "user", "content": self._question(entry, response)}]
-        body = {**self._settings(), "messages": messages, "response_format": _SCORE_FORMAT}
+        question = self.question.ask(entry, response, self.format_prompt)
+        body = {**self._settings(), **self._extras(), "messages": [{"role": "user", "content": question}]}
         retry = Retry(RETRIES, backoff_factor=BACKOFF / 2, backoff_jitter=BACKOFF / 2)
         while True:
-            sent = {key: value for key, value in body.items() if value is not None and key not in self._refused}
+            sent = self._accepted(body)
             reply: requests.Response | None = None
             try:
                 reply = self._send("POST", f"{self.base_url}/chat/completions", sent)
             except requests.RequestException as error:
-                failure = Verdict(None, f"no answer from {self.server}: {type(error).__name__}", unreachable=True)
+                failure = Verdict(
+                    None, f"no answer from {self.server}: {type(error).__name__}", unreachable=True, again=True
+                )
             else:
                 status = reply.status_code
-                if status == 200 and (answer := _content(reply)):
-                    return self._verdict(*answer)
+                if status == 200 and (answer := read_reply(reply)):
+                    return self._verdict(answer, question)
                 words = self._without_key(" ".join(reply.content.decode("utf-8", "replace").split()))[:200]
-                failure = Verdict(None, f"HTTP {status}, no answer: {words}", unreachable=status in _UNREACHABLE)
+                reason = f"HTTP {status}, no answer: {words}"
+                failure = Verdict(None, reason, unreachable=status in _UNREACHABLE, again=True)
                 if refused := _refused_fields(reply) & sent.keys():
-                    self._refused |= refused  # for this question and all later ones
+                    self._leave_out(refused, words)
                     continue
                 if 300 <= status < 500 and status != 429:
                     return failure
@@ -143,20 +165,64 @@ class OpenAIJudge(Judge):
         self._closed.set()
 
     def _settings(self) -> dict[str, Any]:
-        return {"model": self.model, "temperature": self.temperature, "seed": self.seed, "max_tokens": MAX_TOKENS}
+        names = ("model", "temperature", "seed", "max_tokens", "reasoning_effort")
+        return {name: getattr(self, name) for name in names}
 
-    def _question(self, entry: Mapping[str, str], response: str) -> str:
-        # All at once, so that an answer that contains "{output}" is left as it is.
-        parts = {"{input}": self.format_prompt(entry), "{output}": entry["output"], "{response}": response}
-        return re.sub(r"\{(?:input|output|response)\}", lambda match: parts[match[0]], PROMPT)
+    def _extras(self) -> dict[str, Any]:
+        """Request fields that say nothing new: they follow from the question and the settings."""
+        if self.question.schema is None:
+            return {}
+        described = {"name": "score", "strict": True, "schema": self.question.schema}
+        return {"response_format": {"type": "json_schema", "json_schema": described}}
 
-    def _verdict(self, raw: str, cut: bool) -> Verdict:
-        raw = self._without_key(raw)
-        # A reply that max_tokens cut after a digit may have lost further digits: "8" of "85".
-        number = None if cut and raw[-1:].isdigit() else parse_score(raw)
-        if number is None:
-            return Verdict(None, f"no score from 0 to 100 in the answer {raw[:80]!r}" + " (cut short)" * cut, raw)
-        return Verdict(number, raw=raw)
+    def _accepted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a request without those that the server has refused."""
+        fields = dict(body)
+        if "max_tokens" in self._refused:  # OpenAI's thinking models know it by another name
+            fields["max_completion_tokens"] = fields.pop("max_tokens")
+        return {key: value for key, value in fields.items() if value is not None and key not in self._refused}
+
+    def _leave_out(self, fields: set[str], words: str) -> None:
+        """Do not send fields with this question and all later ones."""
+        if fields - self._refused:
+            logger.warning("%s refuses %s, left out from now on: %s", self.server, ", ".join(sorted(fields)), words)
+        self._refused |= fields
+
+    def _verdict(self, reply: Reply, question: str) -> Verdict:
+        raw = self._without_key(reply.text)
+        if reply.prompt_tokens is not None and reply.prompt_tokens < (least := least_tokens(question)):
+            reason = (
+                f"the judge read {reply.prompt_tokens} tokens of a question that has over {least}: its context is too "
+                "short. Give the server a longer one (Ollama: OLLAMA_CONTEXT_LENGTH, or num_ctx in a Modelfile; "
+                "llama.cpp: -c)"
+            )
+            return Verdict(None, reason, raw, again=True)
+        if not (answer := answer_of(raw)):
+            return Verdict(None, self._why_empty(reply, raw), raw, again=True)
+        low, high = self.question.scale
+        score = parse_score(_whole_part(answer) if reply.cut else answer, self.question.scale)
+        if score is None:
+            reason = f"no score from {low:g} to {high:g} in the answer {answer[:80]!r}"
+            cut = f" (cut short at judge.max_tokens={self.max_tokens})" if reply.cut else ""
+            return Verdict(None, reason + cut, raw)
+        feedback = parse_feedback(answer) if self.question.feedback else None
+        return Verdict(self.question.percent(score), raw=raw, feedback=feedback)
+
+    def _why_empty(self, reply: Reply, raw: str) -> str:
+        """The reason of a failure without an answer."""
+        effort = f"judge.reasoning_effort={'low' if self.reasoning_effort == 'none' else 'none'}"
+        if reply.cut:
+            limit = f"judge.max_tokens={self.max_tokens}"
+            return (
+                f"the answer {raw[:80]!r} ended before a score: {limit}, or the server's own limit, went on the "
+                f"model's thinking. Raise judge.max_tokens, or let it think less: {effort}"
+            )
+        if reply.reasoning or raw:
+            return (
+                f"the answer {raw[:80]!r} is empty but for the model's thinking. Let it think less: {effort}, "
+                f"or raise judge.max_tokens={self.max_tokens}"
+            )
+        return "the answer '' is empty"
 
     def _send(self, method: str, url: str, body: dict[str, Any] | None = None) -> requests.Response:
         with requests.Session() as session:
@@ -179,14 +245,12 @@ class OpenAIJudge(Judge):
         return text.replace(key, "***") if key else text
 
 
-def _content(reply: requests.Response) -> tuple[str, bool] | None:
-    """The text of a chat completion and whether `max_tokens` cut it; None if the reply is no chat completion."""
-    try:
-        choice = json.loads(reply.content)["choices"][0]
-        text = choice["message"].get("content") or choice["message"].get("refusal") or ""
-        return text.strip(), choice.get("finish_reason") == "length"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
+def _whole_part(text: str) -> str:
+    """What is certain of a reply that was cut: its JSON object, or its first line if another line begins.
+
+    A number at the end may have lost digits, and a later line may have held the final score.
+    """
+    return text if text.lstrip("` \njson").startswith("{") else text.partition("\n")[0] * ("\n" in text)
 
 
 def _refused_fields(reply: requests.Response) -> set[str]:
