@@ -128,8 +128,8 @@ class _Terminal:
         with contextlib.closing(self.chat.answer(conversation)) as answer:
             try:
                 for text in answer:
-                    print(text[len(shown) :], end="", flush=True)
-                    shown = text
+                    new, shown = text[len(shown) :], text  # before it is printed: Ctrl-C may come in between
+                    print(new, end="", flush=True)
             except KeyboardInterrupt:
                 stopped = True
         print(" [stopped]" if stopped else "" if shown else f"[{NOTHING}]")

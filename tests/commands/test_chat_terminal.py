@@ -199,10 +199,12 @@ def test_a_stopped_answer_belongs_to_the_conversation(start: Start, tmp_path: Pa
     terminal.ask("Why?")
     terminal.type(CTRL_D)
     assert terminal.ended() == 0
-    shown = WORD * said.count("word")
-    turns = (Turn("system", "Be brief."), Turn("user", "Name a colour."), Turn("assistant", shown.strip()))
-    asked = Conversation((*turns, Turn("user", "Why?"), Turn("assistant", "")))
-    assert prompts(tmp_path / "asked")[1] == scripted().responder.prompt_ids(asked)
+    possible = []
+    for words in (said.count("word"), said.count("word") + 1):  # Ctrl-C may come just before a word is printed
+        turns = (Turn("system", "Be brief."), Turn("user", "Name a colour."), Turn("assistant", (WORD * words).strip()))
+        asked = Conversation((*turns, Turn("user", "Why?"), Turn("assistant", "")))
+        possible.append(scripted().responder.prompt_ids(asked))
+    assert prompts(tmp_path / "asked")[1] in possible
 
 
 @pytest.mark.slow
