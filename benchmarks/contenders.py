@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.tasks import Row, model_conf
-from instruct_lm.config import model_config
+from instruct_lm.io.conf_files import model_config
 
 Losses = list[float]
 Seconds = list[float]

@@ -25,7 +25,7 @@ class Row:
 @cache
 def model_conf(size: str) -> dict[str, Any]:
     """The sizes of a model, from `conf/model`."""
-    from instruct_lm.config import model_config
+    from instruct_lm.io.conf_files import model_config
 
     return model_config(size).model_dump()
 

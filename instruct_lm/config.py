@@ -9,16 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from instruct_lm.errors import InputError
-
 BUILT_IN = ("sample", "bytes")
 """Sources that come with the package: the embedded entries, and the tokenizer of one token per byte."""
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def _like(pattern: str, words: str) -> AfterValidator:
@@ -287,29 +282,6 @@ class ExportConfig(CommonConfig):
 COMMANDS: dict[str, type[CommonConfig]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
 PROGRAMS = {"train": "train.py", "evaluate": "evaluate.py", "export": "instruct_lm.export"}
 """What a user calls each command."""
-
-
-def choices(group: str) -> list[str]:
-    """The names of the files in `conf/<group>/`; none where there is no such folder."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def model_config(name: str) -> ModelConfig:
-    """Read `conf/model/<name>.yaml` without Hydra, for use in a notebook.
-
-    Raises:
-        InputError: There is no such file; the message lists those that there are.
-    """
-    if name not in choices("model"):
-        raise InputError(f"model={name}: there is no such choice. Choose one of {', '.join(choices('model'))}.")
-    return ModelConfig.model_validate(OmegaConf.to_container(_read_model(name), resolve=True))
-
-
-def _read_model(name: str) -> Any:
-    """The file's own keys and those of the files that its `defaults` list names; later ones win, as in Hydra."""
-    own: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
-    parents = own.pop("defaults", ["_self_"])
-    return OmegaConf.merge(*(own if parent == "_self_" else _read_model(parent) for parent in parents))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lm.commands.check_config import make_config
 from instruct_lm.commands.hydra_app import hydra_command, register
-from instruct_lm.config import COMMANDS, CONF
+from instruct_lm.config import COMMANDS
+from instruct_lm.io.conf_files import CONF
 
 ROOT = CONF.parent
 Main = Callable[[Any], int | None]

@@ -14,16 +14,15 @@ from instruct_lm.commands.build import choose_accelerator
 from instruct_lm.commands.check_config import all_keys, make_config, nest
 from instruct_lm.config import (
     COMMANDS,
-    CONF,
     DataConfig,
     DeviceConfig,
     ModelConfig,
     Target,
     TrainConfig,
     flatten,
-    model_config,
 )
 from instruct_lm.errors import InputError
+from instruct_lm.io.conf_files import CONF, model_config
 from tests.run_commands import composed, typed
 
 GROUPS = ("model", "data", "prompt", "device", "optimizer", "trainer", "lora", "generation", "judge", "experiment")

@@ -23,8 +23,9 @@ from pydantic.fields import FieldInfo
 from instruct_lm.commands import runs
 from instruct_lm.commands.check_config import all_keys, find_faults, make_config, nest, no_such_key
 from instruct_lm.commands.exit_status import describe
-from instruct_lm.config import COMMANDS, CONF, CommonConfig, choices
+from instruct_lm.config import COMMANDS, CommonConfig
 from instruct_lm.errors import InputError
+from instruct_lm.io.conf_files import CONF, choices
 from instruct_lm.io.run_files import CONFIG_FILE
 
 log = logging.getLogger(__name__)

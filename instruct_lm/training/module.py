@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from instruct_lm.config import model_config
 from instruct_lm.data.batching import Batch
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import RunError
+from instruct_lm.io.conf_files import model_config
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.description import complete
 from instruct_lm.model.gpt import GPT, GPTConfig

@@ -12,8 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from instruct_lm.commands.check_config import all_keys
-from instruct_lm.config import CONF, TrainConfig
+from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError, RunError
+from instruct_lm.io.conf_files import CONF
 from tests.run_commands import Main, commands
 
 ROOT = CONF.parent

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instruct_lm.config import OPEN, ModelConfig, model_config
+from instruct_lm.config import OPEN, ModelConfig
 from instruct_lm.errors import InputError
+from instruct_lm.io.conf_files import model_config
 from instruct_lm.io.gguf import GGUFHeader, read_gguf
 from instruct_lm.model.description import check_agreement, complete, describe, source_name
 from instruct_lm.model.gguf_config import read_gguf_config
