@@ -4,6 +4,7 @@ Keys and tensors are those of llama.cpp's convert_hf_to_gguf.py.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -132,6 +133,7 @@ def _tensors(model: GPT, dtype: str) -> Iterator[_Tensor]:
 
 
 def _write(path: Path, metadata: Mapping[str, Any], tensors: list[_Tensor]) -> None:
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it logs the temporary path
     writer = _Writer(path, str(metadata["general.architecture"]))
     try:
         for key, value in metadata.items():

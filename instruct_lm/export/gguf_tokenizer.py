@@ -46,7 +46,7 @@ def tokenizer_metadata(
         raise InputError(f"the tokenizer {tokenizer.name} splits texts into words in a way that is {known}. {remedy}.")
     tokens, kinds = _tokens(definition, vocab_size)
     eos = tokenizer.control_tokens.get(style.end, tokenizer.end_of_text)
-    ids: dict[str, int | None] = {"eos": eos} | _other_ends(set(stop_tokens) - {eos}, tokens)
+    ids: dict[str, int | None] = {"eos": eos, **_other_ends(set(stop_tokens) - {eos}, tokens)}
     named = {name: tokenizer.control_tokens.get(text) for name, text in tokenizer.template_variables.items()}
     ids |= {"padding": named.get("pad_token"), "unknown": named.get("unk_token")}
     ids["bos"] = named.get("bos_token") if tokenizer.bos is None else tokenizer.bos
@@ -79,7 +79,7 @@ def _tokens(definition: dict[str, Any], vocab_size: int) -> tuple[list[str], lis
     return [texts[i] for i in range(vocab_size)], [int(kinds[i]) for i in range(vocab_size)]
 
 
-def _other_ends(others: set[int], tokens: list[str]) -> dict[str, int | None]:
+def _other_ends(others: set[int], tokens: list[str]) -> dict[str, int]:
     """The places of the end tokens besides `eos`: first those that llama.cpp does not know by their texts."""
     in_order = sorted(others, key=lambda i: (tokens[i] in _LLAMA_CPP_ENDS, i))
     for i in in_order[2:]:
