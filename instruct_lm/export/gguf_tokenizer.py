@@ -8,7 +8,8 @@ from typing import Any
 
 from gguf import TokenType
 
-from instruct_lm.data.pieces import PromptStyle
+from instruct_lm.data.conversation import Turn
+from instruct_lm.data.pieces import PromptStyle, prompt_pieces
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, pre_tokenizer_of
 from instruct_lm.errors import InputError
@@ -21,7 +22,8 @@ _LLAMA_CPP_ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>"),
     "<|end_of_text|>",
 )
-_DATE = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+_DATE = re.compile(r"\b(?:date_string|datetime|strftime_now)\s+is\s+(not\s+)?defined")
+_MARK = re.compile(r"\{%[-+]?\s*(generation|endgeneration)\s*[-+]?%\}")
 
 
 def tokenizer_metadata(
@@ -60,7 +62,7 @@ def tokenizer_metadata(
         **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
         "tokenizer.ggml.add_bos_token": tokenizer.bos is not None,
         "tokenizer.ggml.add_space_prefix": False,
-        "tokenizer.chat_template": _as_rendered_here(jinja_template(style, tokenizer), tokenizer, variables),
+        "tokenizer.chat_template": _as_rendered_here(jinja_template(style, tokenizer), style, tokenizer, variables),
     }
 
 
@@ -90,13 +92,25 @@ def _other_ends(others: set[int], tokens: list[str]) -> dict[str, int]:
     return dict(zip(("eot", "eom"), in_order, strict=False))
 
 
-def _as_rendered_here(template: str, tokenizer: Tokenizer, given: dict[str, str]) -> str:
-    """A chat template that llama.cpp renders as training did: with our variables, and without today's date."""
+def _as_rendered_here(template: str, style: PromptStyle, tokenizer: Tokenizer, given: dict[str, str]) -> str:
+    """A chat template that llama.cpp renders as training did.
+
+    llama.cpp gives it other variables than `template_variables` and today's date, which training does without; and
+    `{% generation %}` is a tag of transformers alone. A blank that the template writes last belongs to the response.
+    """
     template = _DATE.sub(lambda match: "true" if match[1] else "false", template)
+    template = _MARK.sub(
+        lambda match: match[0].replace(match[1], "endif" if match[1][0] == "e" else "if true"), template
+    )
     wanted = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "") | tokenizer.template_variables
     lines = [
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} %}}"
         for name, text in wanted.items()
-        if name in template and text != given.get(name, "" if name not in ("bos_token", "eos_token") else None)
+        if name in template and text != given.get(name)
     ]
+    pieces = style.pieces([Turn("user", "x"), Turn("assistant", "x")])
+    if pieces[len(prompt_pieces(pieces))].text == " x":
+        template = (
+            f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- prompt[:-1] if add_generation_prompt else prompt }}}}"
+        )
     return "".join(lines) + template

@@ -94,11 +94,16 @@ def go_template(style: PromptStyle, tokenizer: Tokenizer) -> str:
         InputError: The style is a chat template that refuses a system turn or several exchanges, or whose text around
             a turn depends on more than the turn before it.
     """
-    gaps = {pair: _go_text(text) for pair, text in _gaps(style, tokenizer).items()}
-    asked = gaps["user", "assistant"]
+    texts = _gaps(style, tokenizer)
+    gaps = {pair: _go_text(text) for pair, text in texts.items()}
+    pieces = prompt_pieces(style.pieces([Turn("user", "x"), Turn("assistant", "x")]))
+    blank = texts["user", "assistant"].endswith(" ") and not pieces[-1].text.endswith(
+        " "
+    )  # of the response's first word
+    header, asked = gaps["user", "assistant"], _go_text(texts["user", "assistant"][: -blank or None])
     first = '{{ if eq $last "" }}'
     branches = (
-        f'{{{{ if eq .Role "assistant" }}}}{asked}{{{{ $last = "assistant" }}}}',
+        f'{{{{ if eq .Role "assistant" }}}}{header}{{{{ $last = "assistant" }}}}',
         f'{{{{ else if and (eq .Role "system") (eq $last "") }}}}{gaps["", "system"]}{{{{ $last = "system" }}}}',
         f'{{{{ else }}}}{first}{gaps["", "user"]}{{{{ else if eq $last "system" }}}}{gaps["system", "user"]}',
         f'{{{{ else if eq $last "assistant" }}}}{gaps["assistant", "user"]}{{{{ else }}}}\n\n{{{{ end }}}}',
@@ -134,12 +139,12 @@ def _texts_before_turns(style: PromptStyle, tokenizer: Tokenizer, roles: Sequenc
     except InputError as error:
         raise InputError(f"format=ollama: {error} Or use format=gguf.") from error
     texts, end = [""], end_text(style, tokenizer)
-    for piece in prompt_pieces(pieces):
+    for piece in pieces:
         texts[-1] += end if piece.ends else piece.text
         if not piece.own:  # the turn itself, perhaps after a blank of the style's
             texts[-1] = texts[-1].removesuffix("x")
             texts.append("")
-    return texts
+    return texts[:-1]
 
 
 def _warn_of_stripping(style: PromptStyle) -> None:
