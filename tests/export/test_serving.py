@@ -1,7 +1,10 @@
 """A run from training to llama.cpp's OpenAI-compatible server: plain requests, and `evaluate.py` with it as the judge."""
 
+import ast
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +25,7 @@ from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder
 from tests.conftest import ROOT
 from tests.export.llama_server import LlamaServer, served
-from tests.run_commands import call
+from tests.run_commands import call, typed
 
 SETTINGS = (
     *("model=gpt2-tiny", "data.source=entries.json", "data.train_fraction=0.5", "data.test_fraction=0.45"),
@@ -104,3 +107,14 @@ def test_the_answers_of_smollm2_are_ours(smollm2_gguf: Path, tmp_path: Path) -> 
         made = [chat(server, entry, max_tokens=8) for entry in entries]
     ours = responder.answer([Conversation.of(entry["instruction"], entry["input"]) for entry in entries])
     assert made == [answer.text for answer in ours]
+
+
+def test_the_commands_of_the_docs_are_accepted() -> None:
+    text = re.sub(r"<[\w.]+>", "x", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
+    found = re.findall(r"^python (?:-m instruct_lm\.)?(export|evaluate)(?:\.py)? (.*)$", text, re.MULTILINE)
+    assert {name for name, _ in found} == {"export", "evaluate"}
+    for name, arguments in found:
+        config = typed(name, *shlex.split(arguments, comments=True))
+        assert "x" in str(config.run) or config.run is None
+    [python] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ast.parse(python)
