@@ -268,6 +268,32 @@ def test_llama_cpp_samples_as_the_run_does(tmp_path: Path) -> None:
         assert {key: params[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("style", "warned"), [("alpaca", True), ("phi3", True), ("chatml", False), ("template", False)]
+)
+def test_words_that_reach_into_the_style_are_named(
+    style: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = json.loads(train("llama-bpe").to_str())
+    breaks = "ĊĊ" if style == "alpaca" else "Ċ"
+    for token in ("ĊĊ", f".{breaks}"):  # as Llama 3 and Qwen2 have
+        made["model"]["vocab"].setdefault(token, max(t["id"] for t in made["added_tokens"]) + 1 + len(token))
+    made["model"]["merges"] += [["Ċ", "Ċ"], [".", breaks]]
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+    settings = KINDS["llama-bpe"].settings | {"chat_template": TEMPLATES["llama-bpe"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(folder)
+    responder = small_responder(tokenizer, style)
+    with caplog.at_level(logging.WARNING):
+        path = save_gguf(responder, tmp_path, "f32", "model")
+    assert ("message that ends like 'word.'" in caplog.text) == warned
+    turns = (Turn("user", "Name it."), Turn("assistant", "x"))
+    with served(path) as server:
+        assert (server.prompt_ids(messages(turns, style)) != responder.prompt_ids(Conversation(turns))) == warned
+
+
 def test_a_splitting_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
     made = json.loads(train("gpt-2").to_str())
     sentencepiece = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}

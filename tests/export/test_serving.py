@@ -29,7 +29,7 @@ from tests.run_commands import call, typed
 
 SETTINGS = (
     *("model=gpt2-tiny", "data.source=entries.json", "data.train_fraction=0.5", "data.test_fraction=0.45"),
-    *("trainer.max_epochs=5", "trainer.progress=false", "optimizer.lr=3e-3", "generation.max_new_tokens=16"),
+    *("trainer.max_epochs=3", "trainer.progress=false", "optimizer.lr=3e-3", "generation.max_new_tokens=16"),
 )
 
 
