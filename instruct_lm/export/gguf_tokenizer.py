@@ -42,7 +42,7 @@ def tokenizer_metadata(
     Raises:
         InputError: llama.cpp has no such tokenizer.
     """
-    definition = tokenizer.hub_files()["tokenizer.json"]
+    definition = tokenizer.definition()
     pre = pre_tokenizer_of(definition)
     if pre is None:
         remedy = "Use format=hf, which llama.cpp's convert_hf_to_gguf.py may be able to convert"
