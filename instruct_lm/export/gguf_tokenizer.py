@@ -133,7 +133,5 @@ def _as_rendered_here(template: str, style: PromptStyle, tokenizer: Tokenizer, g
     ]
     pieces = style.pieces([Turn("user", "x"), Turn("assistant", "x")])
     if pieces[len(prompt_pieces(pieces))].text == " x":
-        template = (
-            f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- prompt[:-1] if add_generation_prompt else prompt }}}}"
-        )
+        template = f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- prompt[:-1] if add_generation_prompt and prompt[-1:] == ' ' else prompt }}}}"
     return "".join(lines) + template

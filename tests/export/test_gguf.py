@@ -68,7 +68,7 @@ LLAMA3 = """{{- bos_token }}
 """Of Llama 3.2, with a date and stripped messages."""
 
 GPT2 = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-"""Names a token that this tokenizer lacks, and that llama.cpp would make up."""
+"""Ends with a blank, which belongs to the response; names a token that this tokenizer lacks, and that llama.cpp would make up."""
 
 TEMPLATES = {"gpt-2": GPT2, "smollm": SMOLLM2, "llama-bpe": LLAMA3, "qwen2": SMOLLM2}
 
@@ -277,7 +277,8 @@ def test_words_that_reach_into_the_style_are_named(
     made = json.loads(train("llama-bpe").to_str())
     breaks = "ĊĊ" if style == "alpaca" else "Ċ"
     for token in ("ĊĊ", f".{breaks}"):  # as Llama 3 and Qwen2 have
-        made["model"]["vocab"].setdefault(token, max(t["id"] for t in made["added_tokens"]) + 1 + len(token))
+        known = [*made["model"]["vocab"].values(), *(added["id"] for added in made["added_tokens"])]
+        made["model"]["vocab"].setdefault(token, max(known) + 1)
     made["model"]["merges"] += [["Ċ", "Ċ"], [".", breaks]]
     folder = tmp_path / "base"
     folder.mkdir()
