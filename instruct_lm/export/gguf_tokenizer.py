@@ -133,5 +133,6 @@ def _as_rendered_here(template: str, style: PromptStyle, tokenizer: Tokenizer, g
     ]
     pieces = style.pieces([Turn("user", "x"), Turn("assistant", "x")])
     if pieces[len(prompt_pieces(pieces))].text == " x":
-        template = f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- prompt[:-1] if add_generation_prompt and prompt[-1:] == ' ' else prompt }}}}"
+        cut = "prompt[:-1] if add_generation_prompt and prompt[-1:] == ' ' else prompt"
+        template = f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- {cut} }}}}"
     return "".join(lines) + template

@@ -276,9 +276,10 @@ def test_words_that_reach_into_the_style_are_named(
 ) -> None:
     made = json.loads(train("llama-bpe").to_str())
     breaks = "ĊĊ" if style == "alpaca" else "Ċ"
+    vocabulary = made["model"]["vocab"]
+    vocabulary |= {token["content"]: token["id"] for token in made["added_tokens"]}  # else `tokenizers` counts anew
     for token in ("ĊĊ", f".{breaks}"):  # as Llama 3 and Qwen2 have
-        known = [*made["model"]["vocab"].values(), *(added["id"] for added in made["added_tokens"])]
-        made["model"]["vocab"].setdefault(token, max(known) + 1)
+        vocabulary.setdefault(token, max(vocabulary.values()) + 1)
     made["model"]["merges"] += [["Ċ", "Ċ"], [".", breaks]]
     folder = tmp_path / "base"
     folder.mkdir()
