@@ -76,7 +76,7 @@ def save_gguf(responder: Responder, folder: Path, dtype: str, name: str) -> Path
         A row of 4 numbers is no block of q8_0; the norm is a vector:
 
         >>> from instruct_lm.model.gpt import GPTConfig
-        >>> tensors = _tensors(GPT(GPTConfig(vocab_size=9, n_layer=0 + 1, n_head=1, n_embd=4, n_inner=32)), "q8_0")
+        >>> tensors = _tensors(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4, n_inner=32)), "q8_0")
         >>> [(t.name, t.kind.name) for t in tensors if t.name.startswith(("token", "blk.0.ffn_down", "output_norm.w"))]
         [('token_embd.weight', 'F16'), ('blk.0.ffn_down.weight', 'Q8_0'), ('blk.0.ffn_down.bias', 'F32'), \
 ('output_norm.weight', 'F32')]
@@ -95,7 +95,7 @@ def save_gguf(responder: Responder, folder: Path, dtype: str, name: str) -> Path
     try:
         _write(path, metadata, list(_tensors(model, dtype)))
     except OSError as error:  # numpy gives no errno and no strerror when the disk is full
-        raise RunError(f"{path} cannot be written ({error.strerror or error}); nothing is kept of it.") from error
+        raise RunError(f"{path.name} cannot be written ({error.strerror or error}); nothing is kept of it.") from error
     return path
 
 
@@ -164,9 +164,9 @@ def _stored(tensor: _Tensor) -> np.ndarray:
     block, _ = GGML_QUANT_SIZES[tensor.kind]
     if block == 1:
         return gguf.quants.quantize(values, tensor.kind)
-    rows = (
-        values.reshape(-1, 128 * block) if values.size % (128 * block) == 0 else values
-    )  # `quantize` takes 16 at a time
+    # `quantize` takes 16 rows at a time: longer rows make it faster, and blocks do not reach across them.
+    merged = values.size % (128 * block) == 0
+    rows = values.reshape(-1, 128 * block) if merged else values
     return gguf.quants.quantize(rows, tensor.kind)
 
 
