@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instruct_lm.commands.fetch import build_fetcher, fetch_sources
 from instruct_lm.commands.runs import checkpoint_path
@@ -10,6 +10,9 @@ from instruct_lm.config import ExportConfig
 from instruct_lm.export import WRITTEN
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.files import new_folder, shown
+
+if TYPE_CHECKING:
+    from instruct_lm.respond import Responder
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +28,35 @@ def main(config: ExportConfig) -> None:
     with new_folder(folder, config.overwrite, WRITTEN) as part:
         fetch_sources(config, weights=checkpoint is None or config.lora.rank > 0)
         from instruct_lm.commands import build
-        from instruct_lm.export.huggingface import save_pretrained
         from instruct_lm.model.gpt import GPTConfig
         from instruct_lm.model.hub_config import hub_config
 
         fetcher = build_fetcher(config)
         rope = base_rope(config, fetcher)
-        hub_config(GPTConfig.of(config.model), rope)  # refuses what the layout cannot hold before anything is loaded
+        if config.format == "hf":  # refuses what the layout cannot hold before anything is loaded
+            hub_config(GPTConfig.of(config.model), rope)
         tokenizer = build.build_tokenizer(config.model, fetcher)
         model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)
         responder = build.build_responder(config, model, tokenizer)
-        save_pretrained(responder.model, responder.tokenizer, part, rope)
+        _write(config, responder, part, rope)
     log.info("written to %s: %s", shown(folder), ", ".join(sorted(path.name for path in folder.iterdir())))
+
+
+def _write(config: ExportConfig, responder: "Responder", part: Path, rope: dict[str, Any] | None) -> None:
+    """Write the model in its format."""
+    name = Path(config.run).resolve().name if config.run is not None else str(config.model.name)
+    if config.format == "gguf":
+        from instruct_lm.export.gguf import save_gguf
+
+        save_gguf(responder, part, config.dtype or "f32", name)
+    elif config.format == "ollama":
+        from instruct_lm.export.ollama import save_ollama
+
+        save_ollama(responder, part, config.dtype or "f16", name, num_ctx=config.num_ctx)
+    else:
+        from instruct_lm.export.huggingface import save_pretrained
+
+        save_pretrained(responder.model, responder.tokenizer, part, rope)
 
 
 def destination(config: ExportConfig) -> Path:

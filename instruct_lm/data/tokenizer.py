@@ -92,6 +92,10 @@ class Tokenizer:
         parts = (self._full.to_str(), self.end_of_text, sorted(self.stop_tokens), self.bos)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def definition(self) -> dict[str, Any]:
+        """The content of a `tokenizer.json`, control tokens that other files name included."""
+        return json.loads(self._full.to_str())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text, in which `<|endoftext|>` is thirteen characters and not the end token.
 
@@ -139,7 +143,7 @@ class Tokenizer:
 
         Of `generation_config.json`, what concerns the tokenizer; `config.json` has the same two keys.
         """
-        definition = json.loads(self._full.to_str())
+        definition = self.definition()
         added = {
             str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in definition["added_tokens"]
         }

@@ -19,6 +19,7 @@ def _words(digits: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
+_NFC = {"type": "NFC"}
 # What splits a text into words, in the tokenizer.json of the models on the hub.
 _WORDS: dict[str, list[dict[str, Any]]] = {
     "bytes": [_BYTES],
@@ -29,6 +30,36 @@ _WORDS: dict[str, list[dict[str, Any]]] = {
 }
 PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 """llama.cpp's names, in `tokenizer.ggml.pre` of a GGUF file."""
+
+
+def pre_tokenizer_of(definition: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of what splits a text into words in a `tokenizer.json`, found by its content.
+
+    Without merges a token is a byte however the words are split, so the tokenizer `bytes` passes for GPT-2's. NFC,
+    Qwen2's normalizer, is let pass, since llama.cpp leaves it out.
+
+    Returns:
+        One of `PRE_TOKENIZERS`, or None for another one.
+    """
+    model, splitter = definition["model"], definition.get("pre_tokenizer") or {}
+    parts = splitter["pretokenizers"] if splitter.get("type") == "Sequence" else [splitter]
+    words = [_plain(part) for part in parts]
+    unusual = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    if (definition.get("normalizer") or _NFC) != _NFC or any(model.get(key) for key in unusual):
+        return None
+    for name, known in _WORDS.items():
+        same_words = words == [_plain(part) for part in known]
+        if same_words and bool(model.get("ignore_merges")) == (name == "llama-bpe"):
+            if name == "bytes":
+                return None if model["merges"] else "gpt-2"
+            return name
+    return None
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A pre-tokenizer without what does not change the words, its defaults filled in."""
+    part = {"add_prefix_space": True, "use_regex": True, **part} if part.get("type") == "ByteLevel" else part
+    return {key: value for key, value in part.items() if key != "trim_offsets"}
 
 
 def bpe_definition(
@@ -44,7 +75,7 @@ def bpe_definition(
     """
     # Llama 3 takes a word that is in the vocabulary as it is; Qwen2 composes characters, which llama.cpp leaves out.
     model = {"type": "BPE", "ignore_merges": pre == "llama-bpe", "vocab": vocabulary, "merges": merges}
-    normalizer = {"type": "NFC"} if pre == "qwen2" else None
+    normalizer = _NFC if pre == "qwen2" else None
     words = {"type": "Sequence", "pretokenizers": _WORDS[pre]}
     definition: dict[str, Any] = {
         "version": "1.0",

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file → `GPTConfig`. A value that is not computed is refused, never ignored.
+"""The metadata of a GGUF file ↔ `GPTConfig`. A value that is not computed is refused, never ignored.
 
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and llama.cpp's `gguf-py/gguf/constants.py`.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from instruct_lm.errors import InputError, listing
 from instruct_lm.io.gguf import GGUFHeader
-from instruct_lm.model.architectures import check_supported, make_gpt_config
+from instruct_lm.model.architectures import architecture_of, check_supported, make_gpt_config
 from instruct_lm.model.gpt import GPTConfig
 
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
@@ -28,6 +28,7 @@ _SIZES = {
     "rope.freq_base": "rope_base",
 }
 _NORM = (("attention.layer_norm_rms_epsilon",), ("attention.layer_norm_epsilon",))  # RMSNorm's; GPT-2's
+_NORM_KEYS = tuple(key for keys in _NORM for key in keys)
 _REQUIRED = ("context_length", "block_count", "attention.head_count", "embedding_length", "feed_forward_length")
 
 
@@ -60,6 +61,30 @@ def read_gguf_config(header: GGUFHeader) -> GPTConfig:
     if ROPE_FACTORS in tensors and (factors := header.read(ROPE_FACTORS).tolist()) != [1.0] * len(factors):
         return make_gpt_config(kind, sizes | {"rope_factors": factors}, place, keys)
     return config
+
+
+def gguf_metadata(config: GPTConfig) -> dict[str, Any]:
+    """What a GGUF file says of a model: key → value, as llama.cpp's converter writes them.
+
+    Its rotary factors are no metadata, but the tensor `ROPE_FACTORS`.
+
+    Raises:
+        InputError: No architecture that llama.cpp computes has these choices.
+    """
+    kind = architecture_of(config)
+    if config.rope_factors is not None and kind != "llama":
+        raise InputError(f"model.rope_factors: llama.cpp computes them for llama, not for {kind}. Use format=hf.")
+    sizes = {key: getattr(config, field) for key, field in _SIZES.items() if not key.startswith(("rope.", *_NORM_KEYS))}
+    sizes |= {
+        "feed_forward_length": config.inner,
+        "vocab_size": config.vocab_size,
+        "attention.value_length": config.head_dim,
+    }
+    sizes[_NORM[kind == "gpt2"][0]] = config.norm_eps
+    if config.position == "rotary":
+        sizes |= {"rope.dimension_count": config.head_width, "rope.freq_base": config.rope_base}
+    known = {f"{kind}.{key}": value for key, value in sizes.items() if value is not None}  # None: llama.cpp's default
+    return {"general.architecture": kind} | known
 
 
 def _faults(own: dict[str, Any], config: GPTConfig) -> dict[str, Any]:
