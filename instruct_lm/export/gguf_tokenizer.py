@@ -9,7 +9,6 @@ from typing import Any
 from gguf import TokenType
 
 from instruct_lm.data.conversation import Turn
-from instruct_lm.data.encoding import encode_pieces
 from instruct_lm.data.pieces import PromptStyle, prompt_pieces
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, pre_tokenizer_of
@@ -24,7 +23,6 @@ _LLAMA_CPP_ENDS = (
     "<|end_of_text|>",
 )
 _DATE = re.compile(r"\b(?:date_string|datetime|strftime_now)\s+is\s+(not\s+)?defined")
-_ENDINGS = ("word", "word.", "word?", "word:", 'word"', "word)", "word!", "5")
 _MARK = re.compile(r"\{%[-+]?\s*(generation|endgeneration)\s*[-+]?%\}")
 
 
@@ -54,7 +52,6 @@ def tokenizer_metadata(
     named = {name: tokenizer.control_tokens.get(text) for name, text in tokenizer.template_variables.items()}
     ids |= {"padding": named.get("pad_token"), "unknown": named.get("unk_token")}
     ids["bos"] = named.get("bos_token") if tokenizer.bos is None else tokenizer.bos
-    _warn_of_joined_words(style, tokenizer)
     variables = {f"{name}_token": tokens[i] for name in ("bos", "eos") if (i := ids[name]) is not None}
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -93,26 +90,6 @@ def _other_ends(others: set[int], tokens: list[str]) -> dict[str, int]:
                 "GGUF has room for three end tokens: llama.cpp does not end at %s. Give it as `stop`.", tokens[i]
             )
     return dict(zip(("eot", "eom"), in_order, strict=False))
-
-
-def _warn_of_joined_words(style: PromptStyle, tokenizer: Tokenizer) -> None:
-    """Say where a prompt encoded at once has other ids than its pieces, which training encodes one by one.
-
-    Qwen2 and Llama 3 have a token of a full stop with two line breaks, which takes the end of an instruction and the
-    beginning of what Alpaca's style writes after it.
-    """
-    for text in _ENDINGS:
-        pieces = prompt_pieces(style.pieces([Turn("user", text), Turn("assistant", "x")]))
-        apart = [i for _, ids in encode_pieces(pieces, tokenizer) for i in ids]
-        together = tokenizer.encode_special("".join(piece.text for piece in pieces))
-        if apart[-len(together) :] != together:  # but for bos
-            log.warning(
-                "prompt=%s: after a message that ends like %r, llama.cpp reads other tokens than training, since it "
-                "encodes a whole prompt at once. Use prompt=chatml or template, or send token ids to its /completion.",
-                style.name,
-                text,
-            )
-            return
 
 
 def _as_rendered_here(template: str, style: PromptStyle, tokenizer: Tokenizer, given: dict[str, str]) -> str:

@@ -268,12 +268,8 @@ def test_llama_cpp_samples_as_the_run_does(tmp_path: Path) -> None:
         assert {key: params[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("style", "warned"), [("alpaca", True), ("phi3", True), ("chatml", False), ("template", False)]
-)
-def test_words_that_reach_into_the_style_are_named(
-    style: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("style", ["alpaca", "phi3", "chatml", "template"])
+def test_tokens_that_reach_into_the_style_are_those_of_training(style: str, tmp_path: Path) -> None:
     made = json.loads(train("llama-bpe").to_str())
     breaks = "ĊĊ" if style == "alpaca" else "Ċ"
     vocabulary = made["model"]["vocab"]
@@ -288,12 +284,12 @@ def test_words_that_reach_into_the_style_are_named(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(folder)
     responder = small_responder(tokenizer, style)
-    with caplog.at_level(logging.WARNING):
-        path = save_gguf(responder, tmp_path, "f32", "model")
-    assert ("message that ends like 'word.'" in caplog.text) == warned
+    path = save_gguf(responder, tmp_path, "f32", "model")
     turns = (Turn("user", "Name it."), Turn("assistant", "x"))
+    reaches = vocabulary[f".{breaks}"] in responder.prompt_ids(Conversation(turns))
+    assert reaches == (style in ("alpaca", "phi3"))
     with served(path) as server:
-        assert (server.prompt_ids(messages(turns, style)) != responder.prompt_ids(Conversation(turns))) == warned
+        assert server.prompt_ids(messages(turns, style)) == responder.prompt_ids(Conversation(turns))
 
 
 def test_a_splitting_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
