@@ -49,6 +49,9 @@ class TemplateStyle:
         variables: What it is given beside the messages, such as `bos_token`.
         control_tokens: Texts of the vocabulary's control tokens.
 
+    Attributes:
+        asked: What the template writes to ask for a response to a user turn, the beginning of `header`.
+
     Raises:
         InputError: The template is not valid Jinja, or does not write one exchange.
     """
@@ -74,6 +77,7 @@ class TemplateStyle:
                 f"the model's chat template is not valid: {error}. Choose another prompt style."
             ) from error
         self._gaps = lru_cache(maxsize=256)(self._make_gaps)
+        self.asked = self._asked(("user",))
         _, header, after = (gap.pieces for gap in self._gaps(("user", "assistant")))
         self.header = "".join(piece.text for piece in header if piece.kind == Kind.HEADER)
         self.end = self._control_token("".join(piece.text for piece in after if piece.kind == Kind.RESPONSE))

@@ -1,0 +1,59 @@
+"""Where a prompt style's own texts begin and end, as part of an exported tokenizer.
+
+Training encodes the style's texts and what people wrote separately. Other programs encode a whole prompt at once, where
+a word may reach across: Qwen2 and Llama 3 have the token `.⏎⏎`, which takes the end of an instruction and the beginning
+of `⏎⏎### Response:⏎`. So the exported `tokenizer.json` splits a text around the style's own texts before anything else.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from instruct_lm.data.conversation import Turn
+from instruct_lm.data.pieces import PromptStyle
+from instruct_lm.data.tokenizer import Tokenizer
+from instruct_lm.errors import InputError
+
+_ROLES = ("user assistant user assistant", "system user assistant", "user assistant")
+
+
+def own_texts(style: PromptStyle) -> list[str]:
+    """The texts that a style writes itself, in conversations with and without a system turn."""
+    texts: dict[str, None] = {}  # a set that keeps the order
+    for roles in _ROLES:
+        try:
+            pieces = style.pieces([Turn(role, "x") for role in roles.split()])
+        except InputError:  # a chat template may refuse system turns
+            continue
+        texts |= dict.fromkeys(piece.text for piece in pieces if piece.own and piece.text)
+    return list(texts)
+
+
+def with_boundaries(definition: dict[str, Any], style: PromptStyle, tokenizer: Tokenizer) -> dict[str, Any]:
+    r"""The content of a `tokenizer.json` that splits a text around the style's own texts first.
+
+    A control token is a boundary already. Beside one, only the text from it on, or up to it, is split off; so
+    `user\n` of `<|im_start|>user\n` is nothing special elsewhere.
+    """
+    pattern = "|".join(sorted(set(_patterns(style, tokenizer)), key=len, reverse=True))
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    given = definition["pre_tokenizer"]
+    following = given["pretokenizers"] if given and given["type"] == "Sequence" else [given] if given else []
+    if not pattern or split in following:
+        return definition
+    return definition | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, *following]}}
+
+
+def _patterns(style: PromptStyle, tokenizer: Tokenizer) -> Iterator[str]:
+    """A regular expression of each text; control tokens are taken out before it is applied."""
+    control = "|".join(map(re.escape, sorted(tokenizer.control_tokens, key=len, reverse=True)))
+    for text in own_texts(style):
+        parts = re.split(control, text) if control else [text]
+        if len(parts) == 1:
+            if text.strip():  # a line break alone is no mark
+                yield re.escape(text)
+            continue
+        if parts[0]:
+            yield re.escape(parts[0]) + r"\z"
+        if parts[-1]:
+            yield r"\A" + re.escape(parts[-1])
