@@ -16,7 +16,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from instruct_lm.data.conversation import Turn
-from instruct_lm.data.pieces import Kind, Piece, said
+from instruct_lm.data.pieces import Kind, Piece, prompt_pieces, said
 from instruct_lm.errors import InputError
 
 # Characters of the private use area, which templates do not contain.
@@ -50,7 +50,8 @@ class TemplateStyle:
         control_tokens: Texts of the vocabulary's control tokens.
 
     Attributes:
-        asked: What the template writes to ask for a response to a user turn, the beginning of `header`.
+        unasked: What the prompt of a response to a user turn has after all that the template writes to ask for it, such
+            as an empty thought.
 
     Raises:
         InputError: The template is not valid Jinja, or does not write one exchange.
@@ -77,10 +78,10 @@ class TemplateStyle:
                 f"the model's chat template is not valid: {error}. Choose another prompt style."
             ) from error
         self._gaps = lru_cache(maxsize=256)(self._make_gaps)
-        self.asked = self._asked(("user",))
         _, header, after = (gap.pieces for gap in self._gaps(("user", "assistant")))
         self.header = "".join(piece.text for piece in header if piece.kind == Kind.HEADER)
         self.end = self._control_token("".join(piece.text for piece in after if piece.kind == Kind.RESPONSE))
+        self.unasked = self._unasked()
 
     def __repr__(self) -> str:
         return f"TemplateStyle({self.template!r}, {self.variables!r})"
@@ -147,6 +148,15 @@ class TemplateStyle:
         except InputError:  # templates may refuse to begin with the assistant, or to end with a system turn
             return ""
         return asked.removeprefix(self._common_beginning(asked, plain))
+
+    def _unasked(self) -> str:
+        pieces = prompt_pieces(self.pieces([Turn("user", _place(0)), Turn("assistant", "x")]))
+        prompt = "".join(piece.text for piece in pieces)
+        try:
+            asked = re.sub(f"[{_START}{_STOP}]", "", self._render(("user",), asks=True))
+        except InputError:  # a template may refuse to ask
+            return ""
+        return prompt.removeprefix(asked) if prompt.startswith(asked) else ""
 
     def _between(self, roles: tuple[str, ...], padding: str = "") -> list[str]:
         """The texts around the turns, one more than there are roles."""

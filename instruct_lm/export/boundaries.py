@@ -17,16 +17,17 @@ from instruct_lm.errors import InputError
 _ROLES = ("user assistant user assistant", "system user assistant", "user assistant")
 
 
-def own_texts(style: PromptStyle) -> list[str]:
-    """The texts that a style writes itself, in conversations with and without a system turn."""
-    texts: dict[str, None] = {}  # a set that keeps the order
+def own_pieces(style: PromptStyle) -> Iterator[tuple[str, bool, bool]]:
+    """The texts that a style writes itself, and whether what people wrote stands right before and right after each."""
     for roles in _ROLES:
         try:
             pieces = style.pieces([Turn(role, "x") for role in roles.split()])
         except InputError:  # a chat template may refuse system turns
             continue
-        texts |= dict.fromkeys(piece.text for piece in pieces if piece.own and piece.text)
-    return list(texts)
+        said = [False, *(not piece.own for piece in pieces), False]
+        for piece, before, after in zip(pieces, said, said[2:], strict=False):
+            if piece.own and piece.text:
+                yield piece.text, before, after
 
 
 def with_boundaries(definition: dict[str, Any], style: PromptStyle, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -47,13 +48,11 @@ def with_boundaries(definition: dict[str, Any], style: PromptStyle, tokenizer: T
 def _patterns(style: PromptStyle, tokenizer: Tokenizer) -> Iterator[str]:
     """A regular expression of each text; control tokens are taken out before it is applied."""
     control = "|".join(map(re.escape, sorted(tokenizer.control_tokens, key=len, reverse=True)))
-    for text in own_texts(style):
-        parts = re.split(control, text) if control else [text]
-        if len(parts) == 1:
-            if text.strip():  # a line break alone is no mark
-                yield re.escape(text)
-            continue
-        if parts[0]:
-            yield re.escape(parts[0]) + r"\z"
-        if parts[-1]:
-            yield r"\A" + re.escape(parts[-1])
+    for text, before, after in own_pieces(style):
+        first, *rest = re.split(control, text) if control else [text]
+        last = rest[-1] if rest else ""
+        # A line break alone is no mark.
+        if first.strip() and (before or (after and not rest)):
+            yield re.escape(first) + (r"\z" if rest else "")
+        if last.strip() and after:
+            yield r"\A" + re.escape(last)

@@ -60,7 +60,7 @@ def _completed(style: TemplateStyle, bos: str) -> str:
     condition = "add_generation_prompt"
     if "enable_thinking" in style.template:  # it then writes the empty thought itself
         condition += " and not (enable_thinking is defined and enable_thinking is false)"
-    return before + style.template + _if(condition, style.header.removeprefix(style.asked))
+    return before + style.template + _if(condition, style.unasked)
 
 
 def _around(before: str, after: str) -> str:

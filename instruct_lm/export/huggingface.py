@@ -5,7 +5,7 @@ from typing import Any
 
 from instruct_lm.data.pieces import PromptStyle
 from instruct_lm.data.tokenizer import END_OF_TEXT, Tokenizer
-from instruct_lm.export.boundaries import own_texts, with_boundaries
+from instruct_lm.export.boundaries import own_pieces, with_boundaries
 from instruct_lm.export.chat_templates import end_text, jinja_template
 from instruct_lm.export.safetensors_files import DTYPES, SHARD_BYTES, write_safetensors
 from instruct_lm.io.files import write_json, write_text
@@ -90,8 +90,8 @@ def _token_ids(tokenizer: Tokenizer, style: PromptStyle | None) -> dict[str, Any
 def _pad_token(tokenizer: Tokenizer, style: PromptStyle | None) -> str:
     """The token for padding: the model's own or another control token, if it can be one that no prompt contains."""
     named, control, end = tokenizer.template_variables, tokenizer.control_tokens, end_text(style, tokenizer)
-    texts = own_texts(style) if style else []
-    contained = {text for text in control if any(text in own for own in texts)} | {end}
+    own = "".join(text for text, *_ in own_pieces(style)) if style else ""
+    contained = {text for text in control if text in own} | {end}
     known = [named.get("pad_token", ""), *(text for text in control if "pad" in text.lower())]
     known += [named.get("unk_token", ""), END_OF_TEXT, *named.values()]
     known = [text for text in known if text in control]

@@ -17,11 +17,17 @@ from instruct_lm.data.pieces import PromptStyle, prompt_pieces, said
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
+from instruct_lm.export.boundaries import with_boundaries
 from instruct_lm.export.chat_templates import jinja_template
 from instruct_lm.export.huggingface import save_tokenizer
 from tests.data.hub_tokenizers import ALPHABET, HOSTILE, train, write_folder
-from tests.data.test_chat_template import CHATML, ENDS, LLAMA3, MARKED, SPACED, THINKING
+from tests.data.test_chat_template import CHATML, ENDS, LLAMA3, SPACED, THINKING
 
+MARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
 IM = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 LLAMA = LLAMA3.replace("<|header|>", "<|start_header_id|>").replace("<|eot|>", "<|eot_id|>")
 # Tokenizer, template, and the named tokens of its settings.
@@ -51,16 +57,20 @@ ROLES = ["user assistant", "system user assistant", "system" + " user assistant"
 
 
 def greedy(made: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """With the tokens of Qwen2's and Llama 3's vocabularies that reach from a sentence into the line breaks after it."""
+    """With tokens as in Qwen2's and Llama 3's vocabularies, which reach from a sentence into the line breaks after it."""
     parts = json.loads(made.to_str())
     vocabulary, merges = parts["model"]["vocab"], parts["model"]["merges"]
-    after = max([*vocabulary.values(), *(token["id"] for token in parts["added_tokens"])]) + 1
     # Ċ is the line break, Ġ the blank.
     for pair in (["Ċ", "Ċ"], [".", "ĊĊ"], [".", "Ċ"], ["?", "ĊĊ"], ["!", "ĊĊ"], ["Ċ", "Ġ"], ["ĊĊ", "Ċ"], [":", "Ċ"]):
         if "".join(pair) not in vocabulary:
-            vocabulary["".join(pair)] = after
-            after += 1
-        merges.insert(0, pair) if pair == ["Ċ", "Ċ"] else merges.append(pair)
+            vocabulary["".join(pair)] = len(vocabulary)
+            merges.append(pair)
+    control = [token for token in parts["added_tokens"] if token["content"] not in vocabulary]
+    ids = {token["content"]: len(vocabulary) + i for i, token in enumerate(control)}  # still after the others
+    for token in control:
+        token["id"] = ids[token["content"]]
+    for text, token in parts["post_processor"].get("special_tokens", {}).items():
+        token["ids"] = [ids[text]]
     return tokenizers.Tokenizer.from_str(json.dumps(parts))
 
 
@@ -91,6 +101,8 @@ def messages(turns: list[Turn], style: PromptStyle) -> list[dict[str, str]]:
 
 def check(base: str, style_name: str, folder: Path, turns: list[Turn]) -> None:
     tokenizer, style, theirs = loaded(base, style_name, folder)
+    if style_name == "phi3" and any(turn.role == after.role for turn, after in zip(turns, turns[1:], strict=False)):
+        return  # it writes a line break before a user turn, except after a user turn: a text's last could be that
     try:
         pieces = style.pieces(turns)
     except InputError:
@@ -141,11 +153,14 @@ def test_as_a_base_it_goes_on_in_the_same_style(base: str, style: str, folder: P
         for each, by in ((ours, tokenizer), (get_style("template", again), again))
     ]
     assert rows[0] == rows[1]
-    # … and an export of it has the same template in effect, and no boundaries twice.
-    save_tokenizer(again, get_style("template", again), 512, folder / base / style / "again")
-    twice = json.loads((folder / base / style / "again" / "tokenizer.json").read_text(encoding="utf-8"))
-    once = json.loads((folder / base / style / "tokenizer.json").read_text(encoding="utf-8"))
-    assert len(twice["pre_tokenizer"]["pretokenizers"]) == len(once["pre_tokenizer"]["pretokenizers"])
+
+
+def test_boundaries_are_not_set_twice() -> None:
+    tokenizer = load_tokenizer("bytes")
+    style = get_style("alpaca", tokenizer)
+    once = with_boundaries(tokenizer.hub_files({})[0], style, tokenizer)
+    assert once != tokenizer.hub_files({})[0]
+    assert with_boundaries(once, style, tokenizer) == once
 
 
 def test_an_unknown_role_is_refused(folder: Path) -> None:
