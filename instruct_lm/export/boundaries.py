@@ -12,6 +12,7 @@ from typing import Any
 from instruct_lm.data.conversation import Turn
 from instruct_lm.data.pieces import PromptStyle
 from instruct_lm.data.tokenizer import Tokenizer
+from instruct_lm.data.tokenizer_definition import with_boundaries
 from instruct_lm.errors import InputError
 
 _ROLES = ("user assistant user assistant", "system user assistant", "user assistant")
@@ -30,19 +31,14 @@ def own_pieces(style: PromptStyle) -> Iterator[tuple[str, bool, bool]]:
                 yield piece.text, before, after
 
 
-def with_boundaries(definition: dict[str, Any], style: PromptStyle, tokenizer: Tokenizer) -> dict[str, Any]:
+def with_style(definition: dict[str, Any], style: PromptStyle, tokenizer: Tokenizer) -> dict[str, Any]:
     r"""The content of a `tokenizer.json` that splits a text around the style's own texts first.
 
     A control token is a boundary already. Beside one, only the text from it on, or up to it, is split off; so
     `user\n` of `<|im_start|>user\n` is nothing special elsewhere.
     """
     pattern = "|".join(sorted(set(_patterns(style, tokenizer)), key=len, reverse=True))
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    given = definition["pre_tokenizer"]
-    following = given["pretokenizers"] if given and given["type"] == "Sequence" else [given] if given else []
-    if not pattern or split in following:
-        return definition
-    return definition | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, *following]}}
+    return with_boundaries(definition, pattern) if pattern else definition
 
 
 def _patterns(style: PromptStyle, tokenizer: Tokenizer) -> Iterator[str]:

@@ -17,7 +17,6 @@ from instruct_lm.data.pieces import PromptStyle, prompt_pieces, said
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.export.boundaries import with_boundaries
 from instruct_lm.export.chat_templates import jinja_template
 from instruct_lm.export.huggingface import save_tokenizer
 from tests.data.hub_tokenizers import ALPHABET, HOSTILE, train, write_folder
@@ -153,14 +152,8 @@ def test_as_a_base_it_goes_on_in_the_same_style(base: str, style: str, folder: P
         for each, by in ((ours, tokenizer), (get_style("template", again), again))
     ]
     assert rows[0] == rows[1]
-
-
-def test_boundaries_are_not_set_twice() -> None:
-    tokenizer = load_tokenizer("bytes")
-    style = get_style("alpaca", tokenizer)
-    once = with_boundaries(tokenizer.hub_files({})[0], style, tokenizer)
-    assert once != tokenizer.hub_files({})[0]
-    assert with_boundaries(once, style, tokenizer) == once
+    words = [json.loads(each._full.to_str())["pre_tokenizer"] for each in (tokenizer, again)]
+    assert words[1] in (words[0], {"type": "Sequence", "pretokenizers": [words[0]]})  # the boundaries are for others
 
 
 def test_an_unknown_role_is_refused(folder: Path) -> None:
