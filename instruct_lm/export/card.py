@@ -227,7 +227,7 @@ def _shown(value: object) -> str:
 
 def _plain(text: object) -> str:
     """A text on one line, none of its characters Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>#|&~!-])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))
 
 
 def _code(text: object) -> str:
