@@ -54,7 +54,8 @@ def destination(config: ExportConfig) -> Path:
         folder = Path(config.output_dir).expanduser()
     for key in ("weights", "tokenizer"):
         source = getattr(config.model, key)
-        if source is not None and Path(source).absolute().is_relative_to(folder.absolute()):
+        # The configuration has local sources as absolute paths.
+        if source is not None and Path(source).is_absolute() and Path(source).is_relative_to(folder.absolute()):
             raise InputError(f"output_dir={folder} holds model.{key}={source}, which is read: give another folder.")
     return folder
 

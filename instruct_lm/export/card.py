@@ -142,9 +142,9 @@ def _prompt(responder: Responder) -> str:
 def _training(folder: Path, run: TrainConfig, config: ExportConfig) -> Iterator[str]:
     """What the run was made of and came to, a line each."""
     summary, made_from = _read(folder / SUMMARY), _read(folder / MADE_FROM)
-    before, after = (summary.get(key) or {} for key in ("before", "after"))
+    before, after, entries = (_object(summary.get(key)) for key in ("before", "after", "entries"))
     before = before or _read(folder / BEFORE)
-    sha256, entries = (made_from.get("data") or {}).get("sha256"), summary.get("entries") or {}
+    sha256 = _object(made_from.get("data")).get("sha256")
     yield f"- Base model: {public_source(run.model.weights)}, sha256 {_shown(run.model.weights_sha256)}"
     own = f"the entries that come with {PROJECT}"
     yield f"- Data: {own if run.data.source == 'sample' else public_source(run.data.source)}, sha256 {_shown(sha256)}"
@@ -214,7 +214,11 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read for the model card ({error}): repair or delete it.") from error
-    return content if isinstance(content, dict) else {}
+    return _object(content)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> str:

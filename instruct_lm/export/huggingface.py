@@ -93,8 +93,8 @@ def _pad_token(tokenizer: Tokenizer, style: PromptStyle | None) -> str:
     own = "".join(text for text, *_ in own_pieces(style)) if style else ""
     contained = {text for text in control if text in own} | {end}
     known = [named.get("pad_token", ""), *(text for text in control if "pad" in text.lower())]
-    known += [named.get("unk_token", ""), END_OF_TEXT, *named.values()]
-    known = [text for text in known if text in control]
+    known += [named.get("unk_token", ""), END_OF_TEXT, *named.values(), *control]
+    known = [text for text in known if text in control and text != named.get("bos_token")]
     return next((text for text in known if text not in contained), [*known, end][0])
 
 
