@@ -153,7 +153,7 @@ class TemplateStyle:
         pieces = prompt_pieces(self.pieces([Turn("user", _place(0)), Turn("assistant", "x")]))
         prompt = "".join(piece.text for piece in pieces)
         try:
-            asked = re.sub(f"[{_START}{_STOP}]", "", self._render(("user",), asks=True))
+            asked = self.prompt([Turn("user", _place(0))])
         except InputError:  # a template may refuse to ask
             return ""
         return prompt.removeprefix(asked) if prompt.startswith(asked) else ""
@@ -167,12 +167,23 @@ class TemplateStyle:
         return _PLACES.split(rendered)
 
     def _render(self, roles: tuple[str, ...], padding: str = "", asks: bool = False) -> str:
-        messages = [{"role": role, "content": padding + _place(i) + padding} for i, role in enumerate(roles)]
+        return self._write([Turn(role, padding + _place(i) + padding) for i, role in enumerate(roles)], asks)
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """What the template writes of whole turns, and to ask for a response, as other programs let it write.
+
+        Raises:
+            InputError: The template refuses these roles.
+        """
+        return re.sub(f"[{_START}{_STOP}]", "", self._write(turns, asks=True))
+
+    def _write(self, turns: Sequence[Turn], asks: bool) -> str:
+        messages = [{"role": turn.role, "content": said(turn, "\n")} for turn in turns]
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=asks, **self.variables)
         except Exception as error:  # the template may do anything that Jinja's sandbox lets it
-            remedy = "Choose another prompt style, such as prompt=alpaca"
-            raise InputError(f"the model's chat template refuses {', '.join(roles)}: {error}. {remedy}.") from error
+            remedy, roles = "Choose another prompt style, such as prompt=alpaca", ", ".join(turn.role for turn in turns)
+            raise InputError(f"the model's chat template refuses {roles}: {error}. {remedy}.") from error
 
     def _common_beginning(self, *texts: str) -> str:
         """The beginning that the texts have in common, no control token cut in two."""

@@ -5,15 +5,23 @@ a word may reach across: Qwen2 and Llama 3 have the token `.⏎⏎`, which takes
 of `⏎⏎### Response:⏎`. So the exported `tokenizer.json` splits a text around the style's own texts before anything else.
 """
 
+import json
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import tokenizers
+
+from instruct_lm.data.chat_template import TemplateStyle
 from instruct_lm.data.conversation import Turn
-from instruct_lm.data.pieces import PromptStyle
+from instruct_lm.data.encoding import encode_pieces
+from instruct_lm.data.pieces import PromptStyle, prompt_pieces
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.data.tokenizer_definition import with_boundaries
 from instruct_lm.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _ROLES = ("user assistant user assistant", "system user assistant", "user assistant")
 
@@ -39,6 +47,19 @@ def with_style(definition: dict[str, Any], style: PromptStyle, tokenizer: Tokeni
     """
     pattern = "|".join(sorted(set(_patterns(style, tokenizer)), key=len, reverse=True))
     return with_boundaries(definition, pattern) if pattern else definition
+
+
+def check_prompt(definition: dict[str, Any], template: str, style: PromptStyle, tokenizer: Tokenizer) -> None:
+    """Warn if the exported template and tokenizer make other tokens of a prompt than training does."""
+    said, exported = Turn("user", "Name a colour."), tokenizers.Tokenizer.from_str(json.dumps(definition))
+    pieces = prompt_pieces(style.pieces([said, Turn("assistant", "x")]))
+    trained = [i for _, ids in encode_pieces(pieces, tokenizer) for i in ids]
+    written = TemplateStyle(template, tokenizer.template_variables, tokenizer.control_tokens).prompt([said])
+    ids = exported.encode(written, add_special_tokens=False).ids
+    if ids != trained:
+        first = next((i for i, pair in enumerate(zip(ids, trained, strict=False)) if len(set(pair)) > 1), 0)
+        parts = " instead of ".join(repr(tokenizer.decode(each[first : first + 3])) for each in (ids, trained))
+        log.warning("In other programs a prompt has other tokens than in training: %s. Answers may be worse.", parts)
 
 
 def _patterns(style: PromptStyle, tokenizer: Tokenizer) -> Iterator[str]:

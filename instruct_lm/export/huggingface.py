@@ -5,7 +5,7 @@ from typing import Any
 
 from instruct_lm.data.pieces import PromptStyle
 from instruct_lm.data.tokenizer import END_OF_TEXT, Tokenizer
-from instruct_lm.export.boundaries import own_pieces, with_style
+from instruct_lm.export.boundaries import check_prompt, own_pieces, with_style
 from instruct_lm.export.chat_templates import end_text, jinja_template
 from instruct_lm.export.safetensors_files import DTYPES, SHARD_BYTES, write_safetensors
 from instruct_lm.io.files import write_json, write_text
@@ -111,8 +111,9 @@ def save_tokenizer(tokenizer: Tokenizer, style: PromptStyle | None, block_size: 
             named["eos_token"] = end  # programs that know one end token know that of the answers
     definition, settings = tokenizer.hub_files(named)
     settings |= {"model_max_length": block_size, "padding_side": "left"}
-    if style is not None:
+    if style is not None and template is not None:
         definition = with_style(definition, style, tokenizer)
+        check_prompt(definition, template, style, tokenizer)
     if template is not None:
         write_text(template, folder / "chat_template.jinja")
     write_json(definition, folder / "tokenizer.json")

@@ -241,6 +241,24 @@ def test_what_a_killed_export_left_goes_with_the_next(folder: Path) -> None:
     assert names(folder) == {"out", f"out.{os.getppid()}.part", f"other.{ended.pid}.part"}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kernel's peak is read from /proc")
+def test_it_takes_less_than_twice_the_models_memory(folder: Path) -> None:
+    sizes = ("model=gpt2-tiny", "model.n_embd=512", "model.n_layer=8", "model.n_head=8", "model.vocab_size=20000")
+    run = (
+        "import re, sys; from pathlib import Path; from instruct_lm.commands import build, export\n"
+        "import instruct_lm.export.huggingface, instruct_lm.export.card; from tests.run_commands import typed\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
+        "config = typed('export', *sys.argv[1:]); before = peak(); export.main(config); print(peak() - before)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", run, *sizes, "output_dir=out"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    size = (folder / "out" / "model.safetensors").stat().st_size
+    assert size > 120e6
+    assert int(done.stdout) < 1.7 * size
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     with commands(tmp_path, monkeypatch, capsys) as run:

@@ -162,6 +162,18 @@ def test_an_unknown_role_is_refused(folder: Path) -> None:
         theirs.apply_chat_template([{"role": "tool", "content": "x"}])
 
 
+def test_prompts_with_other_tokens_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = json.loads(train("smollm").to_str())
+    made["normalizer"] = {"type": "Prepend", "prepend": "a"}  # in the manner of sentencepiece: before every text
+    folder = write_folder(tmp_path / "base", tokenizers.Tokenizer.from_str(json.dumps(made)), tokenizer_config=IM)
+    tokenizer = load_tokenizer(folder)
+    save_tokenizer(tokenizer, get_style("alpaca", tokenizer), 512, tmp_path / "out")
+    assert "In other programs a prompt has other tokens than in training" in caplog.text
+    caplog.clear()
+    save_tokenizer(load_tokenizer("bytes"), get_style("alpaca", tokenizer), 512, tmp_path / "bytes")
+    assert not caplog.text
+
+
 def test_a_style_of_another_kind_is_refused() -> None:
     with pytest.raises(TypeError, match="no Jinja template for a object"):
         jinja_template(object(), load_tokenizer("bytes"))  # type: ignore[arg-type]
