@@ -1,4 +1,4 @@
-"""The model card: what an export is, how to use it, and what its run's folder says of its making. Nothing is guessed."""
+"""The model card: what an export is, how to use it, what its run's folder says of its making. Nothing is guessed."""
 
 import json
 import re
@@ -25,9 +25,7 @@ _MISSING = "not recorded"
 Run = tuple[Path, TrainConfig]
 
 
-def model_card(
-    name: str, config: ExportConfig, dtype: str, responder: Responder, folder: Path, run: Run | None
-) -> str:
+def model_card(name: str, config: ExportConfig, dtype: str, responder: Responder, folder: Path, run: Run | None) -> str:
     """The content of the export's `README.md`, with the hub's metadata.
 
     Args:

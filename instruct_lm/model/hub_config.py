@@ -118,9 +118,13 @@ def read_hub_config(path: Path) -> GPTConfig:
     if rope.get("rope_type") != "llama3":
         return config
     try:
-        factors = llama3_rope_factors(config.head_width, config.rope_base, *(float(rope[key]) for key in LLAMA3_PARAMETERS))
+        factors = llama3_rope_factors(
+            config.head_width, config.rope_base, *(float(rope[key]) for key in LLAMA3_PARAMETERS)
+        )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{path}: rope_type=llama3 needs numbers for {', '.join(LLAMA3_PARAMETERS)} ({error!r}).") from error
+        raise InputError(
+            f"{path}: rope_type=llama3 needs numbers for {', '.join(LLAMA3_PARAMETERS)} ({error!r})."
+        ) from error
     return make_gpt_config(kind, sizes | {"rope_factors": factors}, str(path), keys)
 
 

@@ -46,7 +46,9 @@ def make_run(folder: Path, *overrides: str) -> Path:
         for tensor in (adapter_state(model) or model.state_dict()).values():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
         state = adapter_state(model) or model.state_dict()
-        torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}}, folder / "checkpoints" / f"{which}.ckpt")
+        torch.save(
+            {"state_dict": {f"model.{k}": v for k, v in state.items()}}, folder / "checkpoints" / f"{which}.ckpt"
+        )
     return folder
 
 
@@ -96,13 +98,17 @@ def test_a_base_goes_to_transformers(folder: Path) -> None:
 
 
 def test_an_adapter_goes_alone_without_its_base(folder: Path) -> None:
-    save_pretrained(build.build_model(typed("train", "model=gpt2-tiny"), FETCHER), load_tokenizer("bytes"), folder / "base")
+    save_pretrained(
+        build.build_model(typed("train", "model=gpt2-tiny"), FETCHER), load_tokenizer("bytes"), folder / "base"
+    )
     run = make_run(folder / "run", "model.weights=base", "lora=r16", "lora.rank=3")
     (folder / "base").rename(folder / "moved")
     export.main(configured("format=peft", run=run))
     card = (run / "export" / "peft" / "README.md").read_text(encoding="utf-8")
     assert "`base` (local)" in card
-    assert str(folder) not in "".join(path.read_text("utf-8", "replace") for path in (run / "export" / "peft").iterdir())
+    assert str(folder) not in "".join(
+        path.read_text("utf-8", "replace") for path in (run / "export" / "peft").iterdir()
+    )
     peft = pytest.importorskip("peft", reason="peft is not installed")
     (folder / "moved").rename(folder / "base")
     ours = build.load_trained(runs.load_run_config(run), run / "checkpoints" / "best.ckpt", FETCHER)
@@ -316,7 +322,9 @@ def test_its_tokenizer_knows_the_prompt_of_the_run(folder: Path) -> None:
     run = make_run(folder / "run", "prompt=chatml")
     export.main(configured(run=run))
     theirs = AutoTokenizer.from_pretrained(run / "export" / "hf")
-    written = theirs.apply_chat_template([{"role": "user", "content": "Hi."}], tokenize=False, add_generation_prompt=True)
+    written = theirs.apply_chat_template(
+        [{"role": "user", "content": "Hi."}], tokenize=False, add_generation_prompt=True
+    )
     assert written == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -111,11 +111,18 @@ def test_paths_and_passwords_stay_here(tmp_path: Path) -> None:
     assert public_source("https://jane:pw@host/a/b.gguf?token=pw#pw") == "`https://host/a/b.gguf`"
 
 
-@given(name=st.text(max_size=40) | st.sampled_from(["a\n---\nx: 1", "`` ` ```", "# h", "[x](y)", "<b>", "a: |\n b", "|x|"]))
+@given(
+    name=st.text(max_size=40) | st.sampled_from(["a\n---\nx: 1", "`` ` ```", "# h", "[x](y)", "<b>", "a: |\n b", "|x|"])
+)
 def test_no_name_breaks_out(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("run")
     scores = SCORES | {"judge": {"kind": "ollama", "model": name}}
-    text = card(folder, f"data.source={json.dumps('hf:datasets/a/b@main/' + 'x.json')}", name=name, **{"evaluation/test/summary": scores})
+    text = card(
+        folder,
+        f"data.source={json.dumps('hf:datasets/a/b@main/' + 'x.json')}",
+        name=name,
+        **{"evaluation/test/summary": scores},
+    )
     parsed = ModelCard(text)
     assert parsed.data.to_dict() == metadata(text)
     headings = [line for line in text.split("\n") if line.startswith("#")]
@@ -139,7 +146,9 @@ def test_a_base_has_a_short_one(tmp_path: Path, format: str, library: str) -> No
     assert ("llama-server -m model.gguf" in text) == (format == "gguf")
 
 
-def test_its_code_runs_when_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_code_runs_when_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_pretrained(MODEL, BYTES, tmp_path, style=ALPACA)
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)\n```", card(tmp_path), re.DOTALL)

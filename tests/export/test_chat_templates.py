@@ -2,6 +2,7 @@
 
 import json
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,23 @@ CASES = [
     for style in ("alpaca", "phi3", "chatml", *(["template"] if template else []))
     if style == "template" or "," not in base
 ]
-TEXTS = ["Add them.", "What is it?\n", "\n\nList:\n", " - a\n", "x", "Sure!", "user\nassistant\n", "a\n\n\n", "e\u0301."]
-ROLES = ["user assistant", "system user assistant", "system" + " user assistant" * 3, "user assistant" + " user" * 2 + " assistant"]
+TEXTS = [
+    "Add them.",
+    "What is it?\n",
+    "\n\nList:\n",
+    " - a\n",
+    "x",
+    "Sure!",
+    "user\nassistant\n",
+    "a\n\n\n",
+    "e\u0301.",
+]
+ROLES = [
+    "user assistant",
+    "system user assistant",
+    "system" + " user assistant" * 3,
+    "user assistant" + " user" * 2 + " assistant",
+]
 
 
 def greedy(made: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -100,7 +116,7 @@ def messages(turns: list[Turn], style: PromptStyle) -> list[dict[str, str]]:
 
 def check(base: str, style_name: str, folder: Path, turns: list[Turn]) -> None:
     tokenizer, style, theirs = loaded(base, style_name, folder)
-    if style_name == "phi3" and any(turn.role == after.role for turn, after in zip(turns, turns[1:], strict=False)):
+    if style_name == "phi3" and any(turn.role == after.role for turn, after in pairwise(turns)):
         return  # it writes a line break before a user turn, except after a user turn: a text's last could be that
     try:
         pieces = style.pieces(turns)

@@ -67,7 +67,9 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = random_model(CONFIGS["llama"])
     model.h[1].mlp.proj.weight.data[3, 2] = -70_000.0
     save_pretrained(model, BYTES, tmp_path / "bf16", dtype="bf16")
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds 70000, beyond the 65504 of dtype=f16: use"):
+    with pytest.raises(
+        InputError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds 70000, beyond the 65504 of dtype=f16: use"
+    ):
         save_pretrained(model, BYTES, tmp_path / "f16", dtype="f16")
     assert not any((tmp_path / "f16").glob("*"))
     for number in (float("nan"), float("-inf")):
@@ -202,7 +204,9 @@ def test_its_end_and_padding_tokens_are_those_of_the_style(tmp_path: Path, kind:
 
 @pytest.mark.parametrize("style", ["alpaca", "chatml"])
 def test_a_pipeline_gives_our_answers_alone_and_in_a_batch(tmp_path: Path, style: str) -> None:
-    tokenizer = load_tokenizer(write_folder(tmp_path / "base", train("qwen2"), tokenizer_config=KINDS["qwen2"].settings))
+    tokenizer = load_tokenizer(
+        write_folder(tmp_path / "base", train("qwen2"), tokenizer_config=KINDS["qwen2"].settings)
+    )
     # More rows than ids, as Qwen's: those beyond have no text.
     config = GPTConfig(vocab_size=tokenizer.vocab_size + 90, **SMALL | {"block_size": 256})
     entries = [("Name a colour.", ""), ("Add them.", "1, 2"), ("Why?\n", "x"), ("a b c", "")] * 3

@@ -100,7 +100,9 @@ def test_its_folder_has_the_tokenizer_the_template_and_the_settings(tmp_path: Pa
         (None, (None, None)),
     ],
 )
-def test_only_a_repository_of_the_hub_is_named_as_the_base(source: str | None, expected: tuple[str | None, str | None]) -> None:
+def test_only_a_repository_of_the_hub_is_named_as_the_base(
+    source: str | None, expected: tuple[str | None, str | None]
+) -> None:
     config = adapter_config(CONFIGS["llama"], lora(), source)
     assert (config["base_model_name_or_path"], config["revision"]) == expected
     assert "secret" not in json.dumps(config)
@@ -108,7 +110,9 @@ def test_only_a_repository_of_the_hub_is_named_as_the_base(source: str | None, e
 
 def test_adapters_of_another_shape_are_refused(tmp_path: Path) -> None:
     made = adapted("llama", lora(rank=4))
-    with pytest.raises(InputError, match=r"16 tensors differ:\nh\.0\.attn\.qkv\.lora_a: the checkpoint has \(4, 32\), .*\(8, 32\)"):
+    with pytest.raises(
+        InputError, match=r"16 tensors differ:\nh\.0\.attn\.qkv\.lora_a: the checkpoint has \(4, 32\), .*\(8, 32\)"
+    ):
         write(made, lora(rank=8), tmp_path / "out")
     with pytest.raises(InputError, match=r"h\.0\.attn\.proj\.lora_a: .*the configuration none"):
         write(made, lora(rank=4, targets=("attn.qkv",)), tmp_path / "out")
@@ -117,5 +121,7 @@ def test_adapters_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     made = adapted("llama", lora())
     adapter_state(made)["h.1.mlp.fc.lora_b"][3, 1] = float("nan")
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.gate_proj\.lora_B\.weight holds numbers that are not finite"):
+    with pytest.raises(
+        InputError, match=r"model\.layers\.1\.mlp\.gate_proj\.lora_B\.weight holds numbers that are not finite"
+    ):
         write(made, lora(), tmp_path)
