@@ -59,6 +59,7 @@ def new_folder(path: Path, overwrite: bool = False, key: str = "output_dir") -> 
     part, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     try:
         _clear_leftovers(path)
+        _check_free(path, overwrite, key)  # an old folder may be back
         part.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{key}={path}: cannot make {part} ({error.strerror}). Give another folder.") from error
