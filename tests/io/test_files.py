@@ -66,16 +66,21 @@ def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
 
 def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
-    with pytest.raises(KeyboardInterrupt), new_folder(path) as part:
-        (part / "file").write_text("half", encoding="utf-8")
-        raise KeyboardInterrupt
+
+    def write_and_stop() -> None:
+        with new_folder(path, overwrite=True) as part:
+            (part / "file").write_text("half", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
     assert list(tmp_path.iterdir()) == []  # parents that it made are gone too
     with new_folder(path) as part:
         (part / "file").write_text("whole", encoding="utf-8")
         assert not path.exists()
     assert sorted(file.name for file in path.iterdir()) == [CONTENTS, "file"]
-    with pytest.raises(KeyboardInterrupt), new_folder(path, overwrite=True) as part:
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
     assert (path / "file").read_text(encoding="utf-8") == "whole"
     assert list(path.parent.iterdir()) == [path]
 
