@@ -8,10 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from instruct_lm.commands import build, export
-from instruct_lm.commands.runs import checkpoint_path, load_run_config
+from instruct_lm.commands.check_config import make_config
+from instruct_lm.commands.runs import checkpoint_path, load_run_config, taken_from_run
+from instruct_lm.config import ExportConfig
 from instruct_lm.io.fetcher import Fetcher
 from tests.model.references import reference, write_gguf
-from tests.run_commands import call
+from tests.run_commands import call, composed
 
 SETTINGS = (
     *("model=auto", "model.tokenizer=bytes", "data=sample", "data.limit=60", "data.batch_size=4"),
@@ -39,7 +41,8 @@ def test_a_folder_of_transformers_is_trained_evaluated_and_exported(tmp_path: Pa
     assert (summary["n"], summary["model"]) == (6, "base")
     if not lora:
         (tmp_path / "moved").rename(tmp_path / "base")
-    export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    values = composed("export", f"output_dir={tmp_path / 'out'}") | {"run": str(tmp_path / "run")}
+    export.main(taken_from_run(make_config(ExportConfig, values, combinations=False), []))
     tuned = build.load_trained(config, checkpoint_path(tmp_path / "run", "best"), Fetcher(None, offline=True))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.randint(0, 257, (2, 30))

@@ -102,17 +102,26 @@ def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
     return gpt
 
 
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a run's checkpoint, mapped from the file; with adapters, those alone.
+
+    Raises:
+        InputError: The file is no checkpoint.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        return {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    except Exception as error:  # torch, zip and pickle raise a dozen kinds
+        raise InputError(f"{path} is no readable checkpoint ({error}): use another, or train anew.") from error
+
+
 def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GPT:
     """The model of a run's checkpoint; with adapters, the base model is loaded too and they are merged into it.
 
     Raises:
         InputError: The file is no checkpoint of such a model.
     """
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-        state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
-    except Exception as error:  # torch, zip and pickle raise a dozen kinds
-        raise InputError(f"{checkpoint} is no readable checkpoint ({error}): use another, or train anew.") from error
+    state = read_checkpoint(checkpoint)
     try:
         if config.lora.rank:
             gpt = build_model(config, fetcher)

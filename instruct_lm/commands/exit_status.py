@@ -18,6 +18,11 @@ def describe(error: BaseException) -> tuple[int, str]:
     return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
+def drop_output() -> None:
+    """After a broken pipe, as with `| head`: Python must not fail again when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_status(job: Callable[..., object], *args: Any) -> int:
     """Call `job(*args)` and return the exit status, after a message on stderr where it failed."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -26,8 +31,8 @@ def exit_status(job: Callable[..., object], *args: Any) -> int:
     try:
         job(*args)
         sys.stdout.flush()
-    except BrokenPipeError:  # piped into head: Python must not fail again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        drop_output()
         return 1
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)

@@ -1,20 +1,28 @@
 """Take a run's model, or a base, to other programs: `python -m instruct_lm.export`."""
 
 import logging
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from instruct_lm.commands.fetch import build_fetcher, fetch_sources
-from instruct_lm.commands.runs import checkpoint_path
+from instruct_lm.commands.runs import checkpoint_path, find_run, load_run_config
 from instruct_lm.config import ExportConfig
-from instruct_lm.export import WRITTEN
+from instruct_lm.errors import InputError
 from instruct_lm.io.fetcher import Fetcher
-from instruct_lm.io.files import new_folder, shown
+from instruct_lm.io.files import new_folder, room_for, shown, write_text
 
 if TYPE_CHECKING:
     from instruct_lm.respond import Responder
 
 log = logging.getLogger(__name__)
+
+_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # of a number; q8_0: a scale for each 32
+_OTHER_FILES = 50e6  # bytes; a tokenizer.json has up to 35 MB
 
 
 def main(config: ExportConfig) -> None:
@@ -25,51 +33,124 @@ def main(config: ExportConfig) -> None:
 
         config = build.resolve(config, build_fetcher(config))
     folder = destination(config)
-    with new_folder(folder, config.overwrite, WRITTEN) as part:
-        fetch_sources(config, weights=checkpoint is None or config.lora.rank > 0)
-        from instruct_lm.commands import build
-        from instruct_lm.model.gpt import GPTConfig
-        from instruct_lm.model.hub_config import hub_config
-
-        fetcher = build_fetcher(config)
-        rope = base_rope(config, fetcher)
-        if config.format == "hf":  # refuses what the layout cannot hold before anything is loaded
-            hub_config(GPTConfig.of(config.model), rope)
-        tokenizer = build.build_tokenizer(config.model, fetcher)
-        model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)
-        responder = build.build_responder(config, model, tokenizer)
-        _write(config, responder, part, rope)
+    with _stopped_by_a_signal(), new_folder(folder, config.overwrite) as part:
+        weights = config.format != "peft" and (checkpoint is None or config.lora.rank > 0)
+        fetch_sources(config, weights=weights)
+        with room_for(part, _needed(config)):
+            _export(config, checkpoint, part)
     log.info("written to %s: %s", shown(folder), ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
-def _write(config: ExportConfig, responder: "Responder", part: Path, rope: dict[str, Any] | None) -> None:
-    """Write the model in its format."""
-    name = Path(config.run).resolve().name if config.run is not None else str(config.model.name)
-    if config.format == "gguf":
+def destination(config: ExportConfig) -> Path:
+    """The folder to write, which may not exist yet.
+
+    Raises:
+        InputError: The model is read from there.
+    """
+    folder = Path("outputs", f"{config.model.name}-{config.format}")
+    if config.run is not None:
+        folder = Path(config.run, "export", config.format)
+    if config.output_dir is not None:
+        folder = Path(config.output_dir).expanduser()
+    for key in ("weights", "tokenizer"):
+        source = getattr(config.model, key)
+        # The configuration has local sources as absolute paths.
+        if source is not None and Path(source).is_absolute() and Path(source).is_relative_to(folder.absolute()):
+            raise InputError(f"output_dir={folder} holds model.{key}={source}, which is read: give another folder.")
+    return folder
+
+
+@contextmanager
+def _stopped_by_a_signal() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, so that nothing is left half-written."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _dtype(config: ExportConfig) -> str:
+    return config.dtype or ("f16" if config.format == "ollama" else "f32")
+
+
+def _needed(config: ExportConfig) -> int:
+    """About how many bytes the export will have."""
+    import torch
+
+    from instruct_lm.model.gpt import GPT, GPTConfig
+    from instruct_lm.model.lora import adapter_state, add_lora
+
+    with torch.device("meta"):
+        model = GPT(GPTConfig.of(config.model))
+        if config.format == "peft":
+            add_lora(model, config.lora.rank, config.lora.alpha, targets=config.lora.targets)
+    tensors = adapter_state(model).values() if config.format == "peft" else model.parameters()
+    return math.ceil(sum(tensor.numel() for tensor in tensors) * _BYTES[_dtype(config)] + _OTHER_FILES)
+
+
+def _export(config: ExportConfig, checkpoint: Path | None, part: Path) -> None:
+    from instruct_lm.commands import build
+    from instruct_lm.export.card import model_card
+    from instruct_lm.model.gpt import GPT, GPTConfig
+    from instruct_lm.model.hub_config import hub_config
+
+    fetcher = build_fetcher(config)
+    rope = None
+    if config.format == "hf":
+        rope = _base_rope(config, fetcher)
+        hub_config(GPTConfig.of(config.model), rope)  # refuses what the layout cannot hold before anything is loaded
+    tokenizer = build.build_tokenizer(config.model, fetcher)
+    if config.format == "peft":  # the adapter's file is enough
+        import torch
+
+        with torch.device("meta"):
+            model = GPT(GPTConfig.of(config.model))
+    else:
+        model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)
+    responder = build.build_responder(config, model, tokenizer)
+    name = str(config.model.name) if config.run is None else find_run(config.run).name
+    _write(config, responder, part, name, rope=rope, checkpoint=checkpoint)
+    run = (find_run(config.run), load_run_config(config.run)) if config.run is not None else None
+    write_text(model_card(name, config, _dtype(config), responder, part, run), part / "README.md")
+
+
+def _write(
+    config: ExportConfig,
+    responder: "Responder",
+    part: Path,
+    name: str,
+    *,
+    rope: dict[str, Any] | None,
+    checkpoint: Path | None,
+) -> None:
+    """Write the files of the format, each by its own writer."""
+    dtype = _dtype(config)
+    if config.format == "hf":
+        from instruct_lm.export.huggingface import write_huggingface
+
+        write_huggingface(responder, part, dtype, rope)
+    elif config.format == "peft" and checkpoint is not None:
+        from instruct_lm.commands.build import read_checkpoint
+        from instruct_lm.export.peft import write_adapter
+
+        write_adapter(responder, read_checkpoint(checkpoint), config.lora, part, dtype, config.model.weights)
+    elif config.format == "gguf":
         from instruct_lm.export.gguf import save_gguf
 
-        save_gguf(responder, part, config.dtype or "f32", name)
+        save_gguf(responder, part, dtype, name)
     elif config.format == "ollama":
         from instruct_lm.export.ollama import save_ollama
 
-        save_ollama(responder, part, config.dtype or "f16", name, num_ctx=config.num_ctx)
-    else:
-        from instruct_lm.export.huggingface import save_pretrained
-
-        save_pretrained(responder.model, responder.tokenizer, part, rope)
+        save_ollama(responder, part, dtype, name, config.num_ctx)
 
 
-def destination(config: ExportConfig) -> Path:
-    """The folder to write, which may not exist yet."""
-    if config.output_dir is not None:
-        return Path(config.output_dir).expanduser()
-    if config.run is not None:
-        return Path(config.run, "export", config.format)
-    return Path("outputs", f"{config.model.name}-{config.format}")
-
-
-def base_rope(config: ExportConfig, fetcher: Fetcher) -> dict[str, Any] | None:
-    """The rotary parameters in the base's own `config.json`, for a model with `rope_factors`."""
+def _base_rope(config: ExportConfig, fetcher: Fetcher) -> dict[str, Any] | None:
+    """The rotary parameters in the base's own `config.json`, for a model with `rope_factors`, if it is there."""
     if config.model.rope_factors is None or config.model.weights is None:
         return None
     from instruct_lm.model.description import config_file

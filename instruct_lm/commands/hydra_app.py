@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from instruct_lm.commands import runs
 from instruct_lm.commands.check_config import all_keys, find_faults, make_config, nest, no_such_key
-from instruct_lm.commands.exit_status import describe
+from instruct_lm.commands.exit_status import describe, drop_output
 from instruct_lm.config import COMMANDS, CommonConfig
 from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import CONF, choices
@@ -81,10 +81,16 @@ def hydra_command(
         check_arguments(name)
         try:
             yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+        except BrokenPipeError:
+            raise
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             raise InputError(_explain(error)) from error
         if conclude is not None and sweep is not None:
             conclude(sweep)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of --help | head
+        drop_output()
+        status = 1
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)

@@ -16,7 +16,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from instruct_lm.data.conversation import Turn
-from instruct_lm.data.pieces import Kind, Piece, said
+from instruct_lm.data.pieces import Kind, Piece, prompt_pieces, said
 from instruct_lm.errors import InputError
 
 # Characters of the private use area, which templates do not contain.
@@ -49,6 +49,10 @@ class TemplateStyle:
         variables: What it is given beside the messages, such as `bos_token`.
         control_tokens: Texts of the vocabulary's control tokens.
 
+    Attributes:
+        unasked: What the prompt of a response to a user turn has after all that the template writes to ask for it, such
+            as an empty thought.
+
     Raises:
         InputError: The template is not valid Jinja, or does not write one exchange.
     """
@@ -78,6 +82,7 @@ class TemplateStyle:
         _, header, after = (gap.pieces for gap in self._gaps(("user", "assistant")))
         self.header = "".join(piece.text for piece in header if piece.kind == Kind.HEADER)
         self.end = self._control_token("".join(piece.text for piece in after if piece.kind == Kind.RESPONSE))
+        self.unasked = self._unasked()
 
     def __repr__(self) -> str:
         return f"TemplateStyle({self.template!r}, {self.variables!r})"
@@ -145,6 +150,15 @@ class TemplateStyle:
             return ""
         return asked.removeprefix(self._common_beginning(asked, plain))
 
+    def _unasked(self) -> str:
+        pieces = prompt_pieces(self.pieces([Turn("user", _place(0)), Turn("assistant", "x")]))
+        prompt = "".join(piece.text for piece in pieces)
+        try:
+            asked = self.prompt([Turn("user", _place(0))])
+        except InputError:  # a template may refuse to ask
+            return ""
+        return prompt.removeprefix(asked) if prompt.startswith(asked) else ""
+
     def _between(self, roles: tuple[str, ...], padding: str = "") -> list[str]:
         """The texts around the turns, one more than there are roles."""
         rendered = self._render(roles, padding)
@@ -154,12 +168,23 @@ class TemplateStyle:
         return _PLACES.split(rendered)
 
     def _render(self, roles: tuple[str, ...], padding: str = "", asks: bool = False) -> str:
-        messages = [{"role": role, "content": padding + _place(i) + padding} for i, role in enumerate(roles)]
+        return self._write([Turn(role, padding + _place(i) + padding) for i, role in enumerate(roles)], asks)
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """What the template writes of whole turns, and to ask for a response, as other programs let it write.
+
+        Raises:
+            InputError: The template refuses these roles.
+        """
+        return re.sub(f"[{_START}{_STOP}]", "", self._write(turns, asks=True))
+
+    def _write(self, turns: Sequence[Turn], asks: bool) -> str:
+        messages = [{"role": turn.role, "content": said(turn, "\n")} for turn in turns]
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=asks, **self.variables)
         except Exception as error:  # the template may do anything that Jinja's sandbox lets it
-            remedy = "Choose another prompt style, such as prompt=alpaca"
-            raise InputError(f"the model's chat template refuses {', '.join(roles)}: {error}. {remedy}.") from error
+            remedy, roles = "Choose another prompt style, such as prompt=alpaca", ", ".join(turn.role for turn in turns)
+            raise InputError(f"the model's chat template refuses {roles}: {error}. {remedy}.") from error
 
     def _common_beginning(self, *texts: str) -> str:
         """The beginning that the texts have in common, no control token cut in two."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -138,31 +138,24 @@ class Tokenizer:
             raise InputError(f"id outside the vocabulary of {self.name} ({self.vocab_size} ids): {outside[0]}")
         return self._full.decode(ids, skip_special_tokens=False)
 
-    def hub_files(self) -> dict[str, dict[str, Any]]:
-        """The files from which transformers, and `load_tokenizer`, read the same tokenizer: name → JSON content.
+    def hub_files(self, named: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The contents of `tokenizer.json` and `tokenizer_config.json`, as transformers and `load_tokenizer` read them.
 
-        Of `generation_config.json`, what concerns the tokenizer; `config.json` has the same two keys.
+        Args:
+            named: As `template_variables`, for those to be written with another token.
         """
         definition = self.definition()
         added = {
             str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in definition["added_tokens"]
         }
-        named = {"eos_token": self._full.id_to_token(self.end_of_text), **self.template_variables}
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            **self.template_variables,
             **named,
             "added_tokens_decoder": added,
+            "clean_up_tokenization_spaces": False,  # true would drop blanks before punctuation in `decode`
         }
-        settings |= {"clean_up_tokenization_spaces": False}  # true would drop blanks before punctuation in `decode`
-        if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
-        bos = self.control_tokens.get(self.template_variables.get("bos_token", ""))
-        ends = sorted(self.stop_tokens)
-        return {
-            "tokenizer.json": definition,
-            "tokenizer_config.json": settings,
-            "generation_config.json": {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else ends[0]},
-        }
+        return definition, settings
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -3,16 +3,17 @@
 import json
 
 from instruct_lm.data.chat_template import TemplateStyle
+from instruct_lm.data.conversation import Turn
 from instruct_lm.data.pieces import PromptStyle
 from instruct_lm.data.prompts import PlainStyle
 from instruct_lm.data.tokenizer import Tokenizer
 
 
-def end_text(style: PromptStyle, tokenizer: Tokenizer) -> str:
-    """The text of the control token that ends a response in training."""
-    if style.end in tokenizer.control_tokens:
+def end_text(style: PromptStyle | None, tokenizer: Tokenizer) -> str:
+    """The text of the token that ends a response in training; of the tokenizer's own without a style."""
+    if style is not None and style.end in tokenizer.control_tokens:
         return style.end
-    return next(text for text, i in tokenizer.control_tokens.items() if i == tokenizer.end_of_text)
+    return tokenizer.decode([tokenizer.end_of_text])
 
 
 def jinja_template(style: PromptStyle, tokenizer: Tokenizer) -> str:
@@ -24,11 +25,11 @@ def jinja_template(style: PromptStyle, tokenizer: Tokenizer) -> str:
     Raises:
         TypeError: A style that is neither constant texts nor a template.
     """
+    bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
     if isinstance(style, TemplateStyle):
-        return style.template
+        return _completed(style, bos)
     if not isinstance(style, PlainStyle):
         raise TypeError(f"no Jinja template for a {type(style).__name__}")
-    bos = next((text for text, i in tokenizer.control_tokens.items() if i == tokenizer.bos), "")
     role = "message['role']"
     # Text outside the tags would be subject to Jinja's rules for whitespace, so expressions write everything.
     lines = [
@@ -40,13 +41,26 @@ def jinja_template(style: PromptStyle, tokenizer: Tokenizer) -> str:
         _around(style.header, end_text(style, tokenizer) + style.after),
         f"{{%- elif {role} == 'system' %}}",
         _around(style.system, style.system_end),
-        "{%- else %}",
+        f"{{%- elif {role} == 'user' %}}",
         _around(style.user, style.user_end),
+        "{%- else %}",
+        f"{{{{- raise_exception('no such role in prompt={style.name}: ' + {role}) }}}}",
         "{%- endif %}",
         "{%- endfor %}",
         _if("add_generation_prompt", style.header),
     ]
     return "\n".join(filter(None, lines))
+
+
+def _completed(style: TemplateStyle, bos: str) -> str:
+    """A model's own template, with what training adds to what it writes."""
+    first = style.pieces([Turn("user", "x"), Turn("assistant", "x")])[0]
+    before = "" if first.own and first.text.startswith(bos) else _write(bos)
+    # Qwen 3's puts an empty thought before a response that is there, but asks for one without it.
+    condition = "add_generation_prompt"
+    if "enable_thinking" in style.template:  # it then writes the empty thought itself
+        condition += " and not (enable_thinking is defined and enable_thinking is false)"
+    return before + style.template + _if(condition, style.unasked)
 
 
 def _around(before: str, after: str) -> str:

@@ -1,16 +1,22 @@
 """Atomic writes, file hashes and display paths."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from instruct_lm.errors import InputError
+import psutil
+
+from instruct_lm.errors import InputError, RunError
+
+CONTENTS = "contents.json"
+"""The record of a folder that `new_folder` made: the names of its files."""
 
 
 @contextmanager
@@ -34,45 +40,96 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False, own: Sequence[str] = ()) -> Iterator[Path]:
+def new_folder(path: Path, overwrite: bool = False, key: str = "output_dir") -> Iterator[Path]:
     """Make a folder that is there whole or not at all.
 
-    Yields an empty folder beside it to write into. At the end its files are synced and it is moved to `path`; after an
-    exception it is deleted, and what `path` held is as it was.
+    Yields an empty folder beside it to write into. At the end the names of its files are recorded in `CONTENTS`, all
+    are synced, and it is moved to `path`; after an exception it is deleted, and what `path` held is as it was.
 
     Args:
         path: The folder; one that is there and empty is replaced.
-        overwrite: Replace a folder whose files are all of `own`.
-        own: Patterns of the names that the caller writes.
+        overwrite: Replace a folder of which all files are in its own record.
+        key: What a message calls the path.
 
     Raises:
         InputError: The folder is there already, or holds something else, or cannot be made.
     """
-    there = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
-    foreign = [name for name in there if not any(fnmatch(name, pattern) for pattern in own)]
-    if path.exists() and not path.is_dir():
-        raise InputError(f"output_dir={path} is a file: give a folder that does not exist yet.")
-    if foreign and overwrite:
-        raise InputError(f"output_dir={path} holds {foreign[0]}, which no export has written: give another folder.")
-    if there and not overwrite:
-        raise InputError(f"output_dir={path} holds {there[0]} already: give a new folder, or overwrite=true.")
+    _check_free(path, overwrite, key)
+    missing = [parent for parent in path.parents if not parent.exists()]
     part, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     try:
+        _clear_leftovers(path)
+        _check_free(path, overwrite, key)  # an old folder may be back
         part.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"output_dir={path}: cannot make {part} ({error.strerror}). Give another folder.") from error
+        raise InputError(f"{key}={path}: cannot make {part} ({error.strerror}). Give another folder.") from error
     try:
         yield part
+        write_json({"files": sorted(file.name for file in part.iterdir())}, part / CONTENTS)
         for file in part.iterdir():
             _sync(file)
+        _check_free(path, overwrite, key)  # another process may have been faster
         if path.exists():
             path.rename(old)
         part.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in missing:
+                folder.rmdir()
+
+
+def _check_free(path: Path, overwrite: bool, key: str) -> None:
+    """Raise an InputError unless `new_folder` may put its folder there."""
+    if path.is_symlink():
+        raise InputError(f"{key}={path} is a link to {path.readlink()}, where nothing is: delete it, or give a folder.")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{key}={path} is a file: give a folder that does not exist yet.")
+    if path.is_mount() or Path.cwd().is_relative_to(path.absolute()):
+        kind = "a mounted disk" if path.is_mount() else "the current folder, or holds it"
+        raise InputError(f"{key}={path} is {kind}, which cannot be replaced: give a folder in it, {path / 'exported'}.")
+    there = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    if there and not overwrite:
+        raise InputError(f"{key}={path} holds {there[0]} already: give a new folder, or overwrite=true.")
+    try:
+        recorded = json.loads((path / CONTENTS).read_text(encoding="utf-8"))["files"] if there else []
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = []
+    if foreign := [name for name in there if name not in recorded and (name != CONTENTS or not recorded)]:
+        raise InputError(f"{key}={path} holds {foreign[0]}, which no export wrote there: give another folder.")
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Delete what processes left that were killed while they made this folder; an old folder moves back."""
+    name = re.compile(re.escape(path.name) + r"\.(\d+)\.(part|old)")
+    for folder in path.parent.iterdir() if path.parent.is_dir() else ():
+        if (match := name.fullmatch(folder.name)) and not psutil.pid_exists(int(match[1])):
+            if match[2] == "old" and not path.exists():
+                folder.rename(path)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """Check that a disk has room for so many bytes before they are written, and say it where it has not after all.
+
+    Raises:
+        RunError: It has not; the message says how much is needed and how much there is.
+    """
+    folder = next(each for each in (path, *path.absolute().parents) if each.is_dir())
+    remedy = "Free some, or give an output_dir on another disk"
+    wanted = f"{shown(path)} needs about {needed / 1e9:.2f} GB"
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise RunError(f"{wanted}, and the disk has {free / 1e9:.2f} GB left. {remedy}.")
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(f"{wanted}, and the disk has no room left ({error.strerror}). {remedy}.") from error
 
 
 def move_into_place(part: Path, path: Path) -> None:

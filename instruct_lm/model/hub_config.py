@@ -12,7 +12,7 @@ from typing import Any
 from instruct_lm.errors import InputError, listing
 from instruct_lm.model.architectures import architecture_of, check_supported, make_gpt_config
 from instruct_lm.model.gpt import GPTConfig
-from instruct_lm.model.rope import llama3_rope_factors
+from instruct_lm.model.rope import LLAMA3_PARAMETERS, find_llama3_parameters, llama3_rope_factors
 
 CONFIG_NAME = "config.json"
 
@@ -91,7 +91,6 @@ _IRRELEVANT = {
 }  # fmt: skip
 _UNUSED_WINDOW = {"sliding_window", "max_window_layers"}  # Qwen's, as long as use_sliding_window is false
 _ROPE = {"rope_theta", "rope_scaling", "rope_parameters"}
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def read_hub_config(path: Path) -> GPTConfig:
@@ -119,9 +118,13 @@ def read_hub_config(path: Path) -> GPTConfig:
     if rope.get("rope_type") != "llama3":
         return config
     try:
-        factors = llama3_rope_factors(config.head_width, config.rope_base, *(float(rope[key]) for key in _LLAMA3))
+        factors = llama3_rope_factors(
+            config.head_width, config.rope_base, *(float(rope[key]) for key in LLAMA3_PARAMETERS)
+        )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{path}: rope_type=llama3 needs numbers for {', '.join(_LLAMA3)} ({error!r}).") from error
+        raise InputError(
+            f"{path}: rope_type=llama3 needs numbers for {', '.join(LLAMA3_PARAMETERS)} ({error!r})."
+        ) from error
     return make_gpt_config(kind, sizes | {"rope_factors": factors}, str(path), keys)
 
 
@@ -164,7 +167,7 @@ def _rope_faults(values: dict[str, Any]) -> Iterator[str]:
     elif rope.pop("partial_rotary_factor", None) not in (None, 1.0):
         yield "partial_rotary_factor other than 1"
     else:
-        known = {"rope_theta", "rope_type", *(_LLAMA3 if rope["rope_type"] == "llama3" else ())}
+        known = {"rope_theta", "rope_type", *(LLAMA3_PARAMETERS if rope["rope_type"] == "llama3" else ())}
         yield from (f"{key}={_shown(rope[key])} of the rotary positions" for key in rope if key not in known)
 
 
@@ -197,10 +200,10 @@ def hub_config(config: GPTConfig, rope: dict[str, Any] | None = None) -> dict[st
 
     Args:
         config: The model's sizes and choices.
-        rope: The base's own `rope_parameters`, for a model with ``rope_factors``.
+        rope: The base's own `rope_parameters`, for a model with ``rope_factors``; None: they are found.
 
     Raises:
-        InputError: No architecture has such choices, or the ``rope_factors`` are not those of ``rope``.
+        InputError: No architecture has such choices, or no parameters give the ``rope_factors``.
     """
     kind = architecture_of(config)
     values: dict[str, Any] = {"model_type": kind, "architectures": _COMPUTED[kind]["architectures"][0]}
@@ -212,11 +215,16 @@ def hub_config(config: GPTConfig, rope: dict[str, Any] | None = None) -> dict[st
     if config.rope_factors is None:
         return values
     scaling = {key: value for key, value in (rope or {}).items() if key != "rope_theta"}
-    known = scaling.get("rope_type") == "llama3"
-    made = llama3_rope_factors(config.head_width, config.rope_base, *(scaling[key] for key in _LLAMA3)) if known else ()
-    if len(made) != len(config.rope_factors) or not all(map(math.isclose, made, config.rope_factors)):
+    if scaling.get("rope_type") != "llama3":
+        found = find_llama3_parameters(config.head_width, config.rope_base, config.rope_factors)
+        scaling = {"rope_type": "llama3", **(found or {})}
+    known = all(key in scaling for key in LLAMA3_PARAMETERS)
+    parameters = [scaling[key] for key in LLAMA3_PARAMETERS] if known else []
+    made = llama3_rope_factors(config.head_width, config.rope_base, *parameters) if known else ()
+    close = (math.isclose(x, y, rel_tol=1e-5) for x, y in zip(made, config.rope_factors, strict=False))
+    if len(made) != len(config.rope_factors) or not all(close):
         raise InputError(
             f"model.rope_factors={list(config.rope_factors[:3])}…: config.json can state them only as the parameters "
-            "of rope_type=llama3, which are known of a base with a config.json alone: train from that, not from GGUF."
+            "of rope_type=llama3, and no such parameters give them: format=gguf states any factors."
         )
     return values | {"rope_scaling": scaling}

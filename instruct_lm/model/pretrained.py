@@ -93,6 +93,17 @@ class Piece(NamedTuple):
     values: Tensor
 
 
+def modules_of(module: str, rows: int, config: GPTConfig, layout: Layout) -> tuple[list[str], list[int]]:
+    """The format's modules that one of ours stacks, and the rows of each: gate and up have the same number.
+
+    Keys and values have fewer than queries where query heads share them.
+    """
+    theirs = layout.names[module].split()
+    if len(theirs) == 3:
+        return theirs, [heads * config.head_width for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+    return theirs, [rows // len(theirs)] * len(theirs)
+
+
 def pieces_of(model: GPT, layout: Layout) -> Iterator[Piece]:
     """The tensors of a checkpoint that hold a model's parameters, in the order of `GPT.named_parameters`.
 
@@ -110,7 +121,6 @@ def pieces_of(model: GPT, layout: Layout) -> Iterator[Piece]:
         model.layers.0.self_attn.o_proj.weight (8, 8)
     """
     config = model.config
-    q_width, kv_width = config.n_head * config.head_width, config.kv_heads * config.head_width
     for name, parameter in model.named_parameters():
         # "h.3.attn.qkv.weight" is the weight of the module attn.qkv in block 3; "ln_f.bias" is in no block.
         module, kind = name.rsplit(".", 1)
@@ -118,10 +128,7 @@ def pieces_of(model: GPT, layout: Layout) -> Iterator[Piece]:
         if module.startswith("h."):
             _, block, module = module.split(".", 2)
             prefix = layout.block.format(block)
-        # Our rows are the checkpoint's modules one below the other. Gate and up have the same number of rows; k and v
-        # have fewer than q where query heads share them.
-        theirs = layout.names[module].split()
-        heights = [q_width, kv_width, kv_width] if len(theirs) == 3 else len(parameter) // len(theirs)
+        theirs, heights = modules_of(module, len(parameter), config, layout)
         for i, (their_module, values) in enumerate(zip(theirs, parameter.detach().split(heights), strict=True)):
             if layout.transposed and values.dim() == 2 and prefix:
                 values = values.T

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+LLAMA3_PARAMETERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+"""Keys of `config.json`, in the order of the arguments of `llama3_rope_factors`."""
+
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (..., 1, D / 2) each
 
 
@@ -61,3 +64,33 @@ def llama3_rope_factors(
         kept = min(max((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0), 1.0)
         factors.append(1 / ((1 - kept) / factor + kept))
     return tuple(factors)
+
+
+def find_llama3_parameters(head_dim: int, base: float, factors: Sequence[float]) -> dict[str, float] | None:
+    """The parameters of `llama3_rope_factors` that give these divisors, to the precision of a float32.
+
+    With t_i for the i-th frequency over 2 π, the share of a frequency that is kept is a t_i − b in between, where
+    a = original_length / (high − low) and b = low / (high − low). The divisors leave the scale of the three open, so
+    low is taken to be 1, as in all models of Meta.
+
+    Returns:
+        The keys of `config.json` with their values; None if the divisors are of another kind.
+    """
+    factor = round(factors[-1], 5)  # of the lowest frequency, which is divided in full
+    if factor <= 1:
+        return None
+    frequencies = [base ** (-2 * i / head_dim) / (2 * math.pi) for i in range(len(factors))]
+    kept = [(1 / each - 1 / factor) / (1 - 1 / factor) for each in factors]
+    between = [(t, k) for t, k in zip(frequencies, kept, strict=True) if 1e-4 < k < 1 - 1e-4]
+    candidates = [(4.0, 8192)]  # high_freq_factor and original length of Llama 3.1 and later
+    if len(between) > 1:
+        (t1, k1), (t2, k2) = between[0], between[-1]
+        a = (k1 - k2) / (t1 - t2)
+        if (b := a * t1 - k1) > 0:
+            candidates.append((round(1 + 1 / b, 3), round(a / b)))
+    for high, length in candidates:
+        made = llama3_rope_factors(head_dim, base, factor, 1.0, high, length)
+        if all(math.isclose(x, y, rel_tol=1e-5) for x, y in zip(made, factors, strict=True)):
+            values = (factor, 1.0, high, length)
+            return dict(zip(LLAMA3_PARAMETERS, values, strict=True))
+    return None

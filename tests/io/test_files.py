@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lm.io.files import file_stamps, replacing, sha256_of, write_json
+from instruct_lm.errors import InputError
+from instruct_lm.io.files import CONTENTS, file_stamps, new_folder, replacing, sha256_of, write_json
 
 
 def test_a_replaced_file_appears_at_the_end_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -61,3 +62,45 @@ def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
     assert before == {str(path): [3, path.stat().st_mtime_ns]}
     path.write_text("other")
     assert file_stamps(path) != before
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+
+    def write_and_stop() -> None:
+        with new_folder(path, overwrite=True) as part:
+            (part / "file").write_text("half", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
+    assert list(tmp_path.iterdir()) == []  # parents that it made are gone too
+    with new_folder(path) as part:
+        (part / "file").write_text("whole", encoding="utf-8")
+        assert not path.exists()
+    assert sorted(file.name for file in path.iterdir()) == [CONTENTS, "file"]
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
+    assert (path / "file").read_text(encoding="utf-8") == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_of_two_that_make_one_folder_the_second_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+
+    def late() -> None:
+        with new_folder(path):
+            path.mkdir()
+            (path / "file").write_text("the other's", encoding="utf-8")
+
+    with pytest.raises(InputError, match="holds file already"):
+        late()
+    assert (path / "file").read_text(encoding="utf-8") == "the other's"
+
+
+def test_the_folder_that_was_there_comes_back_after_a_kill_between_the_two_renames(tmp_path: Path) -> None:
+    (tmp_path / "out.99999999.old").mkdir()  # no such process: pids end before
+    (tmp_path / "out.99999999.old" / "mine").touch()
+    with pytest.raises(InputError, match="holds mine already"), new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "mine").exists()

@@ -198,9 +198,15 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
 
 
 def test_rope_factors_without_their_parameters_cannot_be_written() -> None:
-    for rope in (None, {"rope_type": "default"}, ROPE | {"factor": 9.0}):
-        with pytest.raises(InputError, match=r"model\.rope_factors=\[1\.0.*train from that"):
-            hub_config(CONFIGS["llama3"], rope)
+    for config, rope in (
+        (CONFIGS["llama3"], ROPE | {"factor": 9.0}),
+        (replace(CONFIGS["llama3"], rope_factors=(1.0, 3.0, 2.0) + (8.0,) * 5), None),
+        (replace(CONFIGS["llama3"], rope_factors=(8.0,) * 8), None),
+    ):
+        with pytest.raises(InputError, match=r"model\.rope_factors=\[.*no such parameters give them"):
+            hub_config(config, rope)
+    for unknown in (None, {"rope_type": "default"}):  # the parameters are found
+        assert hub_config(CONFIGS["llama3"], unknown)["rope_scaling"] == ROPE
     assert hub_config(CONFIGS["llama3"], rope_parameters({"rope_parameters": ROPE}))["rope_scaling"] == ROPE
     assert math.isclose(hub_config(CONFIGS["llama3"], ROPE)["rope_theta"], 500.0)
 
