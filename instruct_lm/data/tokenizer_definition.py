@@ -9,8 +9,6 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 _GPT2_WORDS = _BYTES | {"use_regex": True}
 
-_BOUNDARIES = "(?#prompt)"  # a comment at the beginning of a regular expression, by which it is found again
-
 
 def _words(digits: str) -> dict[str, Any]:
     """The words of Llama 3 and Qwen2, which differ in the digits that a word may have."""
@@ -113,26 +111,6 @@ def without_added(definition: dict[str, Any], control: set[str]) -> dict[str, An
     merges = [pair for pair in pairs if control.isdisjoint((*pair, "".join(pair)))]
     own = model | {"vocab": vocabulary, "merges": merges}
     return definition | {"added_tokens": [], "post_processor": None, "model": own}
-
-
-def with_boundaries(definition: dict[str, Any], pattern: str) -> dict[str, Any]:
-    """A definition that splits a text around the matches of a regular expression before anything else."""
-    split = {"type": "Split", "pattern": {"Regex": _BOUNDARIES + pattern}, "behavior": "Isolated", "invert": False}
-    given = definition["pre_tokenizer"]
-    following = given["pretokenizers"] if given and given["type"] == "Sequence" else [given] if given else []
-    return definition | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, *following]}}
-
-
-def without_boundaries(definition: dict[str, Any]) -> dict[str, Any]:
-    """A definition as it was before `with_boundaries`."""
-    try:
-        first, *following = definition["pre_tokenizer"]["pretokenizers"]
-        ours = first["pattern"]["Regex"].startswith(_BOUNDARIES)
-    except (KeyError, TypeError, ValueError, AttributeError):  # other splitters, or a damaged file
-        return definition
-    if not ours:
-        return definition
-    return definition | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": following} if following else None}
 
 
 def byte_symbols() -> dict[str, int]:

@@ -11,7 +11,6 @@ from instruct_lm.data.tokenizer_definition import (
     bpe_definition,
     byte_symbols,
     with_added,
-    without_boundaries,
 )
 from instruct_lm.errors import InputError
 from instruct_lm.io.gguf import read_gguf
@@ -108,7 +107,6 @@ def _read_json(path: Path) -> TokenizerFiles:
         fault = f"a model of type {kind!r}" if kind != "BPE" else "a BPE model without vocab and merges"
         raise InputError(f"{path} holds {fault}; supported is BPE. Give the tokenizer.json of a supported base model.")
     # A character without a token is dropped, here as elsewhere, and no setting of an earlier call stays.
-    content = without_boundaries(content)  # prompts are encoded in pieces here
     content |= {"truncation": None, "padding": None, "model": model | {"unk_token": None, "dropout": None}}
     return _with_settings(TokenizerFiles("tokenizer.json", str(path), content, [], {}), path.parent)
 

@@ -1,12 +1,19 @@
 """A run's prompt style as the chat template of other programs."""
 
 import json
+import logging
 
 from instruct_lm.data.chat_template import TemplateStyle
 from instruct_lm.data.conversation import Turn
-from instruct_lm.data.pieces import PromptStyle
+from instruct_lm.data.encoding import encode_pieces
+from instruct_lm.data.pieces import PromptStyle, prompt_pieces
 from instruct_lm.data.prompts import PlainStyle
 from instruct_lm.data.tokenizer import Tokenizer
+from instruct_lm.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_ROLES = ("user assistant user assistant", "system user assistant", "user assistant")
 
 
 def end_text(style: PromptStyle | None, tokenizer: Tokenizer) -> str:
@@ -52,15 +59,43 @@ def jinja_template(style: PromptStyle, tokenizer: Tokenizer) -> str:
     return "\n".join(filter(None, lines))
 
 
+def own_text(style: PromptStyle) -> str:
+    """All that a style writes itself, in all orders of roles that it takes."""
+    text = ""
+    for roles in _ROLES:
+        try:
+            text += "".join(piece.text for piece in style.pieces([Turn(r, "x") for r in roles.split()]) if piece.own)
+        except InputError:  # a chat template may refuse system turns
+            continue
+    return text
+
+
+def check_prompt(template: str, style: PromptStyle, tokenizer: Tokenizer) -> None:
+    """Warn if the exported template makes other tokens of a prompt than training does."""
+    asked = Turn("user", "Name a colour.")
+    pieces = prompt_pieces(style.pieces([asked, Turn("assistant", "x")]))
+    trained = [i for _, ids in encode_pieces(pieces, tokenizer) for i in ids]
+    written = TemplateStyle(template, tokenizer.template_variables, tokenizer.control_tokens).prompt([asked])
+    ids = tokenizer.encode_special(written)
+    if ids != trained:
+        first = next((i for i, pair in enumerate(zip(ids, trained, strict=False)) if len(set(pair)) > 1), 0)
+        parts = " instead of ".join(repr(tokenizer.decode(each[first : first + 3])) for each in (ids, trained))
+        log.warning("In other programs a prompt has other tokens than in training: %s. Answers may be worse.", parts)
+
+
 def _completed(style: TemplateStyle, bos: str) -> str:
     """A model's own template, with what training adds to what it writes."""
-    first = style.pieces([Turn("user", "x"), Turn("assistant", "x")])[0]
-    before = "" if first.own and first.text.startswith(bos) else _write(bos)
+    pieces = style.pieces([Turn("user", "x"), Turn("assistant", "x")])
+    before = "" if pieces[0].own and pieces[0].text.startswith(bos) else _write(bos)
     # Qwen 3's puts an empty thought before a response that is there, but asks for one without it.
     condition = "add_generation_prompt"
     if "enable_thinking" in style.template:  # it then writes the empty thought itself
         condition += " and not (enable_thinking is defined and enable_thinking is false)"
-    return before + style.template + _if(condition, style.unasked)
+    template = before + style.template + _if(condition, style.unasked)
+    if pieces[len(prompt_pieces(pieces))].text == " x":  # a blank that the template writes last begins the response
+        cut = "prompt[:-1] if add_generation_prompt and prompt[-1:] == ' ' else prompt"
+        template = f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- {cut} }}}}"
+    return template
 
 
 def _around(before: str, after: str) -> str:

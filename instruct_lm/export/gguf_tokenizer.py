@@ -8,8 +8,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from instruct_lm.data.conversation import Turn
-from instruct_lm.data.pieces import PromptStyle, prompt_pieces
+from instruct_lm.data.pieces import PromptStyle
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, pre_tokenizer_of
 from instruct_lm.errors import InputError
@@ -62,7 +61,7 @@ def tokenizer_metadata(
         **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
         "tokenizer.ggml.add_bos_token": tokenizer.bos is not None,
         "tokenizer.ggml.add_space_prefix": False,
-        "tokenizer.chat_template": _as_rendered_here(jinja_template(style, tokenizer), style, tokenizer, variables),
+        "tokenizer.chat_template": _as_rendered_here(jinja_template(style, tokenizer), tokenizer, variables),
     }
 
 
@@ -92,11 +91,11 @@ def _other_ends(others: set[int], tokens: list[str]) -> dict[str, int]:
     return dict(zip(("eot", "eom"), in_order, strict=False))
 
 
-def _as_rendered_here(template: str, style: PromptStyle, tokenizer: Tokenizer, given: dict[str, str]) -> str:
+def _as_rendered_here(template: str, tokenizer: Tokenizer, given: dict[str, str]) -> str:
     """A chat template that llama.cpp renders as training did.
 
     llama.cpp gives it other variables than `template_variables` and today's date, which training does without; and
-    `{% generation %}` is a tag of transformers alone. A blank that the template writes last belongs to the response.
+    `{% generation %}` is a tag of transformers alone.
     """
     template = _DATE.sub(lambda match: "true" if match[1] else "false", template)
     template = _MARK.sub(
@@ -108,8 +107,4 @@ def _as_rendered_here(template: str, style: PromptStyle, tokenizer: Tokenizer, g
         for name, text in wanted.items()
         if name in template and text != given.get(name)
     ]
-    pieces = style.pieces([Turn("user", "x"), Turn("assistant", "x")])
-    if pieces[len(prompt_pieces(pieces))].text == " x":
-        cut = "prompt[:-1] if add_generation_prompt and prompt[-1:] == ' ' else prompt"
-        template = f"{{%- set prompt %}}{template}{{%- endset %}}{{{{- {cut} }}}}"
     return "".join(lines) + template

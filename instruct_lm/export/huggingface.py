@@ -5,8 +5,7 @@ from typing import Any
 
 from instruct_lm.data.pieces import PromptStyle
 from instruct_lm.data.tokenizer import END_OF_TEXT, Tokenizer
-from instruct_lm.export.boundaries import check_prompt, own_pieces, with_style
-from instruct_lm.export.chat_templates import end_text, jinja_template
+from instruct_lm.export.chat_templates import check_prompt, end_text, jinja_template, own_text
 from instruct_lm.export.safetensors_files import DTYPES, SHARD_BYTES, write_safetensors
 from instruct_lm.io.files import write_json, write_text
 from instruct_lm.model.generation import Sampling
@@ -90,7 +89,7 @@ def _token_ids(tokenizer: Tokenizer, style: PromptStyle | None) -> dict[str, Any
 def _pad_token(tokenizer: Tokenizer, style: PromptStyle | None) -> str:
     """The token for padding: the model's own or another control token, if it can be one that no prompt contains."""
     named, control, end = tokenizer.template_variables, tokenizer.control_tokens, end_text(style, tokenizer)
-    own = "".join(text for text, *_ in own_pieces(style)) if style else ""
+    own = own_text(style) if style else ""
     contained = {text for text in control if text in own} | {end}
     known = [named.get("pad_token", ""), *(text for text in control if "pad" in text.lower())]
     known += [named.get("unk_token", ""), END_OF_TEXT, *named.values(), *control]
@@ -112,8 +111,7 @@ def save_tokenizer(tokenizer: Tokenizer, style: PromptStyle | None, block_size: 
     definition, settings = tokenizer.hub_files(named)
     settings |= {"model_max_length": block_size, "padding_side": "left"}
     if style is not None and template is not None:
-        definition = with_style(definition, style, tokenizer)
-        check_prompt(definition, template, style, tokenizer)
+        check_prompt(template, style, tokenizer)
     if template is not None:
         write_text(template, folder / "chat_template.jinja")
     write_json(definition, folder / "tokenizer.json")

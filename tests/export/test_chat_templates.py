@@ -18,7 +18,7 @@ from instruct_lm.data.pieces import PromptStyle, prompt_pieces, said
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.export.chat_templates import jinja_template
+from instruct_lm.export.chat_templates import check_prompt, jinja_template
 from instruct_lm.export.huggingface import save_tokenizer
 from tests.data.hub_tokenizers import ALPHABET, HOSTILE, train, write_folder
 from tests.data.test_chat_template import CHATML, ENDS, LLAMA3, SPACED, THINKING
@@ -44,6 +44,11 @@ BASES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "qwen2": ("qwen2", CHATML, IM),
     "qwen2, thinking": ("qwen2", THINKING, IM),
     "qwen2, marked": ("qwen2", MARKED, IM),
+    "qwen2, a blank last": (
+        "qwen2",
+        SPACED.replace("</s>", "<|im_end|>\n") + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+        IM,
+    ),
     "qwen2, ends": ("qwen2", ENDS.replace("<|header|>", "<|im_start|>").replace("<|eot|>", "<|im_end|>"), IM),
 }
 CASES = [
@@ -116,6 +121,8 @@ def messages(turns: list[Turn], style: PromptStyle) -> list[dict[str, str]]:
 
 def check(base: str, style_name: str, folder: Path, turns: list[Turn]) -> None:
     tokenizer, style, theirs = loaded(base, style_name, folder)
+    # A response begins with a token of its own in training; elsewhere, a line break there may join the header's.
+    turns = [turn._replace(text=turn.text.lstrip() or "x") if turn.role == "assistant" else turn for turn in turns]
     if style_name == "phi3" and any(turn.role == after.role for turn, after in pairwise(turns)):
         return  # it writes a line break before a user turn, except after a user turn: a text's last could be that
     try:
@@ -168,8 +175,8 @@ def test_as_a_base_it_goes_on_in_the_same_style(base: str, style: str, folder: P
         for each, by in ((ours, tokenizer), (get_style("template", again), again))
     ]
     assert rows[0] == rows[1]
-    words = [json.loads(each._full.to_str())["pre_tokenizer"] for each in (tokenizer, again)]
-    assert words[1] in (words[0], {"type": "Sequence", "pretokenizers": [words[0]]})  # the boundaries are for others
+    words = [each.definition()["pre_tokenizer"] for each in (tokenizer, again)]
+    assert words[0] == words[1]
 
 
 def test_an_unknown_role_is_refused(folder: Path) -> None:
@@ -178,16 +185,28 @@ def test_an_unknown_role_is_refused(folder: Path) -> None:
         theirs.apply_chat_template([{"role": "tool", "content": "x"}])
 
 
-def test_prompts_with_other_tokens_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_with_other_tokens_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = load_tokenizer("bytes")
+    style = get_style("alpaca", tokenizer)
+    check_prompt(jinja_template(style, tokenizer), style, tokenizer)
+    assert not caplog.text
+    check_prompt("{% for m in messages %}{{ m.content + ';' }}{% endfor %}", style, tokenizer)
+    assert "In other programs a prompt has other tokens than in training: 'Nam' instead of 'Bel'" in caplog.text
+
+
+def test_a_tokenizer_in_the_manner_of_sentencepiece_has_the_same_tokens(tmp_path: Path) -> None:
     made = json.loads(train("smollm").to_str())
-    made["normalizer"] = {"type": "Prepend", "prepend": "a"}  # in the manner of sentencepiece: before every text
+    made["normalizer"] = {"type": "Prepend", "prepend": "a"}  # before every text
     folder = write_folder(tmp_path / "base", tokenizers.Tokenizer.from_str(json.dumps(made)), tokenizer_config=IM)
     tokenizer = load_tokenizer(folder)
-    save_tokenizer(tokenizer, get_style("alpaca", tokenizer), 512, tmp_path / "out")
-    assert "In other programs a prompt has other tokens than in training" in caplog.text
-    caplog.clear()
-    save_tokenizer(load_tokenizer("bytes"), get_style("alpaca", tokenizer), 512, tmp_path / "bytes")
-    assert not caplog.text
+    for name in ("alpaca", "chatml"):
+        style = get_style(name, tokenizer)
+        save_tokenizer(tokenizer, style, 512, tmp_path / name)
+        theirs = AutoTokenizer.from_pretrained(tmp_path / name)
+        turns = [Turn("user", "Add them.", "1, 2"), Turn("assistant", "x")]
+        prompt = [i for _, ids in encode_pieces(prompt_pieces(style.pieces(turns)), tokenizer) for i in ids]
+        given = messages(turns, style)[:1]
+        assert theirs.apply_chat_template(given, add_generation_prompt=True, return_dict=False) == prompt
 
 
 def test_a_style_of_another_kind_is_refused() -> None:
