@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +109,29 @@ class Tokenizer:
             return self._plain.encode_ordinary(text)
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of ordinary text without surrogates, and the position of the character in which each begins."""
+    def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of ordinary texts without surrogates, encoded as one text and told apart again.
+
+        A token that reaches across texts belongs to the one in which it begins.
+        """
+        if len(texts) == 1:
+            return [self.encode(texts[0])]
+        whole = "".join(texts)
         if isinstance(self._plain, tiktoken.Encoding):
-            ids = self._plain.encode_ordinary(text)
-            return ids, self._plain.decode_with_offsets(ids)[1]
-        encoded = self._plain.encode(text, add_special_tokens=False)
-        return encoded.ids, [start for start, _ in encoded.offsets]
+            ids = self._plain.encode_ordinary(whole)
+            starts = [0, *accumulate(map(self._n_bytes.__getitem__, ids))]  # in bytes
+            ends = accumulate(len(text.encode()) for text in texts[:-1])
+            cuts = [bisect_left(starts, end, hi=len(ids)) for end in ends]
+        else:
+            encoded = self._plain.encode(whole, add_special_tokens=False)
+            ids, spans = encoded.ids, encoded.offsets  # beginning and end in characters
+            cuts = [bisect_left(spans, (end,)) for end in accumulate(map(len, texts[:-1]))]
+        return [ids[i:j] for i, j in pairwise([0, *cuts, len(ids)])]
+
+    @cached_property
+    def _n_bytes(self) -> dict[int, int]:
+        """The number of bytes of each of tiktoken's tokens."""
+        return {i: len(token) for token, i in (self._files.ranks or {}).items()}
 
     def control_spans(self, text: str) -> list[tuple[int, int, int]]:
         """Where control tokens stand in a prompt style's own text: beginning, end, id of each."""
