@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import tiktoken
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from instruct_lm.data.tokenizer_definition import END_OF_TEXT, GPT2_PATTERN, without_added
+from instruct_lm.data.tokenizer_definition import END_OF_TEXT, GPT2_PATTERN, pre_tokenizer_of, without_added
 from instruct_lm.data.tokenizer_files import RESAVE, TokenizerFiles, read_tokenizer
 from instruct_lm.errors import InputError
 
 __all__ = ["END_OF_TEXT", "Tokenizer", "load_tokenizer"]
+
+_BLANK = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 
 
 class Tokenizer:
@@ -116,6 +119,8 @@ class Tokenizer:
         """
         if len(texts) == 1:
             return [self.encode(texts[0])]
+        begun, rest = _beginning(self, texts[0])
+        texts = [rest, *texts[1:]]
         whole = "".join(texts)
         if isinstance(self._plain, tiktoken.Encoding):
             ids = self._plain.encode_ordinary(whole)
@@ -126,7 +131,13 @@ class Tokenizer:
             encoded = self._plain.encode(whole, add_special_tokens=False)
             ids, spans = encoded.ids, encoded.offsets  # beginning and end in characters
             cuts = [bisect_left(spans, (end,)) for end in accumulate(map(len, texts[:-1]))]
-        return [ids[i:j] for i, j in pairwise([0, *cuts, len(ids)])]
+        first, *others = (ids[i:j] for i, j in pairwise([0, *cuts, len(ids)]))
+        return [begun + first, *others]
+
+    @cached_property
+    def _has_words(self) -> bool:
+        """Whether it is known how a text is split into words, each of which is encoded alone."""
+        return isinstance(self._plain, tiktoken.Encoding) or pre_tokenizer_of(self._files.definition) is not None
 
     @cached_property
     def _n_bytes(self) -> dict[int, int]:
@@ -198,6 +209,16 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         [72, 195, 169]
     """
     return Tokenizer(read_tokenizer(source))
+
+
+@lru_cache(maxsize=64)
+def _beginning(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """Token ids of the beginning of a text that hold whatever follows, and the rest; all prompts begin with one text.
+
+    A blank between two letters begins a word in all of `PRE_TOKENIZERS`.
+    """
+    cut = max((match.start() for match in _BLANK.finditer(text)), default=0) if tokenizer._has_words else 0
+    return (tokenizer.encode(text[:cut]) if cut else []), text[cut:]
 
 
 def without_surrogates(text: str) -> str:
