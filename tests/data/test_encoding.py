@@ -15,7 +15,7 @@ from instruct_lm.data.encoding import encode_cached, encode_conversations, encod
 from instruct_lm.data.pieces import Kind, prompt_pieces, prompt_text
 from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, PlainStyle
 from instruct_lm.data.tokenizer import END_OF_TEXT, load_tokenizer
-from instruct_lm.data.tokenizer_definition import without_added
+from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, bpe_definition, byte_symbols, without_added
 from instruct_lm.errors import InputError
 from tests.data import gpt2_file
 from tests.data.hub_tokenizers import train, write_gguf
@@ -371,6 +371,27 @@ def test_texts_encoded_together_have_the_ids_of_the_whole_and_the_characters_of_
         assert len(parts) == len(texts)
         assert [i for part in parts for i in part] == tokenizer.encode("".join(texts))
     assert [bytes(part).decode() for part in parts] == texts  # with one token a byte, each has its own
+
+
+@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+def all_pairs(request, tmp_path_factory):
+    """A tokenizer that merges all neighbours of a word, up to four characters."""
+    symbols = [*byte_symbols()]
+    pairs = [(x, y) for x in "aĠĊ.1'" for y in "aĠĊ.1'"]
+    tokens = ["".join(pair) for pair in pairs]
+    merges = [" ".join(pair) for pair in [*pairs, *((x, y) for x in tokens for y in tokens)]]
+    joined = dict.fromkeys([*symbols, *(merge.replace(" ", "") for merge in merges)])
+    vocabulary = {token: i for i, token in enumerate(joined)}
+    definition = bpe_definition(vocabulary, merges, {len(vocabulary): END_OF_TEXT}, request.param)
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+@given(st.lists(st.text("a .\n1'", max_size=9), min_size=2, max_size=4))
+def test_no_split_of_a_text_shows_in_its_ids(all_pairs, texts):
+    parts = all_pairs.encode_parts(texts)
+    assert [i for part in parts for i in part] == all_pairs.encode("".join(texts))
 
 
 @pytest.fixture(scope="module")
