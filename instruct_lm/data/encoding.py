@@ -3,10 +3,8 @@
 import hashlib
 import logging
 from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,10 +54,10 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, apart: bool = F
     run: list[tuple[int, str]] = []  # piece and text, as long as nothing separates the tokens
 
     def encode_run() -> None:
-        ends = list(accumulate(len(text) for _, text in run))
-        for token, start in zip(*tokenizer.encode_with_starts("".join(text for _, text in run)), strict=True):
-            ids[run[min(bisect_right(ends, start), len(run) - 1)][0]].append(token)
-        run.clear()
+        if run:
+            for (i, _), part in zip(run, tokenizer.encode_parts([text for _, text in run]), strict=True):
+                ids[i] += part
+            run.clear()
 
     for i, piece in enumerate(pieces):
         if piece.ends:
@@ -67,7 +65,8 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, apart: bool = F
             ids[i].append(tokenizer.control_tokens.get(piece.text, tokenizer.end_of_text))
         elif piece.own:
             for text, control in _split(tokenizer, piece.text):
-                run.append((i, text))
+                if text:
+                    run.append((i, text))
                 if control is not None:
                     encode_run()
                     ids[i].append(control)
@@ -86,7 +85,7 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, apart: bool = F
 @lru_cache(maxsize=4096)
 def _split(tokenizer: Tokenizer, text: str) -> list[tuple[str, int | None]]:
     """A style's own text, which is the same in all entries, cut after each control token: text before it, its id."""
-    parts, begin = [], 0
+    text, parts, begin = without_surrogates(text), [], 0
     for start, end, control in tokenizer.control_spans(text):
         parts.append((text[begin:start], control))
         begin = end

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import tiktoken
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from instruct_lm.data.tokenizer_definition import END_OF_TEXT, GPT2_PATTERN, without_added
+from instruct_lm.data.tokenizer_definition import END_OF_TEXT, GPT2_PATTERN, pre_tokenizer_of, without_added
 from instruct_lm.data.tokenizer_files import RESAVE, TokenizerFiles, read_tokenizer
 from instruct_lm.errors import InputError
 
 __all__ = ["END_OF_TEXT", "Tokenizer", "load_tokenizer"]
+
+_BLANK = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 
 
 class Tokenizer:
@@ -107,13 +112,37 @@ class Tokenizer:
             return self._plain.encode_ordinary(text)
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of ordinary text without surrogates, and the position of the character in which each begins."""
+    def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of ordinary texts without surrogates, encoded as one text and told apart again.
+
+        A token that reaches across texts belongs to the one in which it begins.
+        """
+        if len(texts) == 1:
+            return [self.encode(texts[0])]
+        begun, rest = _beginning(self, texts[0])
+        texts = [rest, *texts[1:]]
+        whole = "".join(texts)
         if isinstance(self._plain, tiktoken.Encoding):
-            ids = self._plain.encode_ordinary(text)
-            return ids, self._plain.decode_with_offsets(ids)[1]
-        encoded = self._plain.encode(text, add_special_tokens=False)
-        return encoded.ids, [start for start, _ in encoded.offsets]
+            ids = self._plain.encode_ordinary(whole)
+            starts = [0, *accumulate(map(self._n_bytes.__getitem__, ids))]  # in bytes
+            ends = accumulate(len(text.encode()) for text in texts[:-1])
+            cuts = [bisect_left(starts, end, hi=len(ids)) for end in ends]
+        else:
+            encoded = self._plain.encode(whole, add_special_tokens=False)
+            ids, spans = encoded.ids, encoded.offsets  # beginning and end in characters
+            cuts = [bisect_left(spans, (end,)) for end in accumulate(map(len, texts[:-1]))]
+        first, *others = (ids[i:j] for i, j in pairwise([0, *cuts, len(ids)]))
+        return [begun + first, *others]
+
+    @cached_property
+    def _has_words(self) -> bool:
+        """Whether it is known how a text is split into words, each of which is encoded alone."""
+        return isinstance(self._plain, tiktoken.Encoding) or pre_tokenizer_of(self._files.definition) is not None
+
+    @cached_property
+    def _n_bytes(self) -> dict[int, int]:
+        """The number of bytes of each of tiktoken's tokens."""
+        return {i: len(token) for token, i in (self._files.ranks or {}).items()}
 
     def control_spans(self, text: str) -> list[tuple[int, int, int]]:
         """Where control tokens stand in a prompt style's own text: beginning, end, id of each."""
@@ -180,6 +209,16 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         [72, 195, 169]
     """
     return Tokenizer(read_tokenizer(source))
+
+
+@lru_cache(maxsize=64)
+def _beginning(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """Token ids of the beginning of a text that hold whatever follows, and the rest; all prompts begin with one text.
+
+    A blank between two letters begins a word in all of `PRE_TOKENIZERS`.
+    """
+    cut = max((match.start() for match in _BLANK.finditer(text)), default=0) if tokenizer._has_words else 0
+    return (tokenizer.encode(text[:cut]) if cut else []), text[cut:]
 
 
 def without_surrogates(text: str) -> str:

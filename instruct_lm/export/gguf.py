@@ -16,6 +16,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
 
+from instruct_lm.data.tokenizer import without_surrogates
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.export.gguf_tokenizer import tokenizer_metadata
 from instruct_lm.model.architectures import architecture_of
@@ -100,13 +101,13 @@ def save_gguf(responder: Responder, folder: Path, dtype: str, name: str) -> Path
 
 
 def safe_name(name: str) -> str:
-    """A name with the characters that are safe in a file's name and in a Modelfile.
+    """A name with the characters that are safe in a file's name and in a Modelfile, 80 at most, as Ollama takes.
 
     Example:
         >>> safe_name("my model/v2")
         'my-model-v2'
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
 
 
 def sampling_metadata(sampling: Sampling) -> dict[str, Any]:
@@ -138,7 +139,8 @@ def _write(path: Path, metadata: Mapping[str, Any], tensors: list[_Tensor]) -> N
     try:
         for key, value in metadata.items():
             if key != "general.architecture":  # GGUFWriter adds it
-                writer.add_key_value(key, value, *_types(value))
+                stored = without_surrogates(value) if isinstance(value, str) else value
+                writer.add_key_value(key, stored, *_types(value))
         for tensor in tensors:
             shape, n_bytes = tensor.shape, tensor.n_bytes
             writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), n_bytes, raw_dtype=tensor.kind)

@@ -11,7 +11,7 @@ from typing import Any
 
 from instruct_lm.data.conversation import Turn
 from instruct_lm.data.pieces import PromptStyle, prompt_pieces
-from instruct_lm.data.tokenizer import Tokenizer
+from instruct_lm.data.tokenizer import Tokenizer, without_surrogates
 from instruct_lm.errors import InputError
 from instruct_lm.export.chat_templates import end_text
 from instruct_lm.export.gguf import safe_name, save_gguf
@@ -160,6 +160,7 @@ def _go_text(text: str) -> str:
     The parser drops characters that are not printable, ends at three quotes, and the template at two braces: such a
     text becomes a Go string, with every character but plain ones escaped.
     """
+    text = without_surrogates(text)
     if all(c == "\n" or (c.isprintable() and c not in '{}"') for c in text):
         return text
     plain = (c if c.isascii() and c.isprintable() and c not in '{}"\\' else f"\\U{ord(c):08x}" for c in text)

@@ -1,6 +1,7 @@
 """Chat templates as prompt styles, against transformers' `apply_chat_template` and its assistant masks."""
 
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -95,8 +96,8 @@ class Bytes:
                 return [*self.encode_special(before), self.control_tokens[token], *self.encode_special(after)]
         return self.encode(text)
 
-    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        return self.encode(text), [i for i, character in enumerate(text) for _ in character.encode()]
+    def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def control_spans(self, text: str) -> list[tuple[int, int, int]]:
         found = re.finditer("|".join(map(re.escape, CONTROL)), text)

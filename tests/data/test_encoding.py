@@ -1,7 +1,10 @@
+import json
 import logging
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +14,8 @@ from instruct_lm.data.encoded import EncodedExample, loss_weights, resolve_promp
 from instruct_lm.data.encoding import encode_cached, encode_conversations, encode_pieces
 from instruct_lm.data.pieces import Kind, prompt_pieces, prompt_text
 from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, PlainStyle
-from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.data.tokenizer import END_OF_TEXT, load_tokenizer
+from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, bpe_definition, byte_symbols, without_added
 from instruct_lm.errors import InputError
 from tests.data import gpt2_file
 from tests.data.hub_tokenizers import train, write_gguf
@@ -148,8 +152,8 @@ def test_a_response_without_tokens_is_dropped_and_counted():
     class Deaf:  # stands for SmolLM2's vocabulary, in which a few control characters have no token
         name, end_of_text, bos, control_tokens = "deaf", END, None, {}
 
-        def encode_with_starts(self, text):
-            return zip(*[(i, n) for n, i in enumerate(ids(text)) if i != 4], strict=True)
+        def encode_parts(self, texts):
+            return [[i for i in ids(text) if i != 4] for text in texts]
 
         def control_spans(self, text):
             return []
@@ -341,9 +345,10 @@ def test_a_token_across_pieces_belongs_to_the_first():
     class Pairs:  # one token for two characters
         name, bos, end_of_text, control_tokens = "pairs", None, END, {}
 
-        def encode_with_starts(self, text):
-            starts = range(0, len(text), 2)
-            return [1000 + start for start in starts], starts
+        def encode_parts(self, texts):
+            ends = [0, *accumulate(map(len, texts))]
+            starts = range(0, ends[-1], 2)
+            return [[1000 + start for start in starts if i <= start < j] for i, j in pairwise(ends)]
 
         def control_spans(self, text):
             return []
@@ -357,6 +362,61 @@ def test_a_token_across_pieces_belongs_to_the_first():
     assert [list(ids) for _, ids in encode_pieces(pieces, Pairs(), apart=True)] == [
         *([1000], [1000], [1000], [1002], [1000], [END])
     ]
+
+
+@given(st.lists(st.text("ab ,.\n\t7é😀語\u0301\u0323\0<|endoftext|>'"), min_size=1, max_size=5))
+def test_texts_encoded_together_have_the_ids_of_the_whole_and_the_characters_of_each(hub_tokenizer, texts):
+    for tokenizer in (hub_tokenizer, BYTES):
+        parts = tokenizer.encode_parts(texts)
+        assert len(parts) == len(texts)
+        assert [i for part in parts for i in part] == tokenizer.encode("".join(texts))
+    assert [bytes(part).decode() for part in parts] == texts  # with one token a byte, each has its own
+
+
+@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+def all_pairs(request, tmp_path_factory):
+    """A tokenizer that merges all neighbours of a word, up to four characters."""
+    symbols = [*byte_symbols()]
+    pairs = [(x, y) for x in "aĠĊ.1'" for y in "aĠĊ.1'"]
+    tokens = ["".join(pair) for pair in pairs]
+    merges = [" ".join(pair) for pair in [*pairs, *((x, y) for x in tokens for y in tokens)]]
+    joined = dict.fromkeys([*symbols, *(merge.replace(" ", "") for merge in merges)])
+    vocabulary = {token: i for i, token in enumerate(joined)}
+    definition = bpe_definition(vocabulary, merges, {len(vocabulary): END_OF_TEXT}, request.param)
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+@given(st.lists(st.text("a .\n1'", max_size=9), min_size=2, max_size=4))
+def test_no_split_of_a_text_shows_in_its_ids(all_pairs, texts):
+    parts = all_pairs.encode_parts(texts)
+    assert [i for part in parts for i in part] == all_pairs.encode("".join(texts))
+
+
+@pytest.fixture(scope="module")
+def gpt2_merges(tmp_path_factory):
+    merges = [" ".join(merge) for merge in json.loads(train("gpt-2").to_str())["model"]["merges"]]
+    path = tmp_path_factory.mktemp("merges") / "merges.txt"
+    path.write_text("\n".join(merges), encoding="utf-8")
+    return load_tokenizer(path)  # which tiktoken encodes
+
+
+@given(st.lists(st.text("ab ,.\n\t7é😀語<|endoftext|>"), min_size=1, max_size=5))
+def test_tiktoken_tells_texts_apart_as_tokenizers_does(gpt2_merges, texts):
+    parts = gpt2_merges.encode_parts(texts)
+    spans = tokenizers.Tokenizer.from_str(json.dumps(without_added(gpt2_merges.definition(), {END_OF_TEXT}))).encode(
+        "".join(texts)
+    )
+    ends = [0, *accumulate(map(len, texts))]
+    starts = [(i, start) for i, (start, _) in zip(spans.ids, spans.offsets, strict=True)]
+    assert parts == [[i for i, start in starts if first <= start < last] for first, last in pairwise(ends)]
+
+
+def test_a_lone_surrogate_of_a_style_is_replaced():
+    style = PlainStyle("t", "Q\ud800:", "|", ";", "A:")
+    (row,) = encode_conversations([Conversation.of("x", "", "y")], BYTES, style)
+    assert BYTES.decode(row.input_ids) == "Q\ufffd:x;A:y<|endoftext|>"
 
 
 # Several turns
@@ -439,8 +499,8 @@ def test_a_tokenizers_bos_begins_every_row_once():
     class WithBos:
         name, bos, end_of_text, control_tokens = "b", 1, END, {}
 
-        def encode_with_starts(self, text):
-            return ids(text), range(len(text))
+        def encode_parts(self, texts):
+            return [ids(text) for text in texts]
 
         def control_spans(self, text):
             return [(0, 1, 1)] if text.startswith("^") else []

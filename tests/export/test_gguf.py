@@ -373,6 +373,10 @@ def test_names_of_files_are_safe(tmp_path: Path) -> None:
     path = save_gguf(small_responder(BYTES), tmp_path, "f32", '../a "b"/\nモデル v1.0')
     assert path == tmp_path / "a-b-v1.0-f32.gguf"
     assert re.search("モデル", read_gguf(path).metadata["general.name"])
+    for number, name in enumerate(("x" * 250, "run\udce9")):  # the longest folder; one whose name is not UTF-8
+        (tmp_path / str(number)).mkdir()
+        path = save_gguf(small_responder(BYTES), tmp_path / str(number), "f32", name)
+        assert read_gguf(path).metadata["general.name"] == name.replace("\udce9", "\ufffd")
 
 
 def test_answers_are_those_of_the_responder(tmp_path: Path) -> None:

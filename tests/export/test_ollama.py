@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,14 @@ def test_any_text_of_a_style_passes_through() -> None:
     assert parsed == template
     turns = (Turn("user", "a"), Turn("assistant", "{{ b }}"), Turn("user", '"""'), Turn("assistant", "c"))
     assert rendered([(parsed, messages(turns, "alpaca"))]) == [expected_text(HOSTILE, BYTES, turns)]
+
+
+@pytest.mark.slow
+def test_a_lone_surrogate_is_what_training_sees() -> None:
+    broken = replace(HOSTILE, user=HOSTILE.user + "\ud800")
+    turns = (Turn("user", "a"), Turn("assistant", "b"))
+    sent = [(go_template(broken, BYTES), messages(turns, "alpaca"))]
+    assert rendered(sent) == [expected_text(broken, BYTES, turns).replace("\ud800", "\ufffd")]
 
 
 @pytest.mark.slow
