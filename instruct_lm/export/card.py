@@ -94,8 +94,8 @@ def _use(config: ExportConfig, folder: Path) -> Iterator[str]:
         yield _block("ollama create my-model -f Modelfile\nollama run my-model", "sh")
     elif config.format == "peft":
         yield (
-            f"PEFT adds it to its base, {public_source(config.model.weights)}. A base that is not on the hub can be "
-            f"written with `python -m instruct_lm.export model=… output_dir=base`."
+            f"PEFT adds it to its base, {public_source(config.model.weights)}. A base that is no "
+            f"repository on the hub can be written with `python -m instruct_lm.export model=… output_dir=base`."
         )
         yield _block(_PEFT.format(base=_base_name(config)), "python")
     else:
@@ -128,7 +128,8 @@ print(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens
 
 
 def _base_name(config: ExportConfig) -> str:
-    repository = re.match(r"hf:([^/@]+/[^/@]+)", config.model.weights or "")
+    # A single file on the hub, such as a GGUF file, is exported first, too.
+    repository = re.fullmatch(r"hf:([^/@]+/[^/@]+)(@[^/]+)?", config.model.weights or "")
     return json.dumps(repository[1] if repository else "base")
 
 

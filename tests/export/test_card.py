@@ -91,6 +91,16 @@ def test_a_score_says_how_many_entries_it_is_of_and_no_path_of_its_judge(tmp_pat
     assert "| test | 110 | meta/llama3 |" in card(tmp_path, **{"evaluation/test/summary": scores})
 
 
+@pytest.mark.parametrize(
+    ("weights", "base"),
+    [("hf:a/b@main", "a/b"), ("hf:a/b", "a/b"), ("hf:a/b-GGUF@main/q8.gguf", "base"), ("/home/x/base", "base")],
+)
+def test_the_adapters_code_names_a_base_that_transformers_loads(tmp_path: Path, weights: str, base: str) -> None:
+    config = typed("export", "model=gpt2-tiny", f"model.weights={weights}").model_copy(update={"format": "peft"})
+    text = model_card("run", config, "f32", RESPONDER, tmp_path, None)
+    assert f'base, folder = "{base}", "."' in text
+
+
 def test_the_prompt_is_shown_with_its_end_token(tmp_path: Path) -> None:
     assert "### Response:\n{response}<|endoftext|>\n```" in card(tmp_path)
 
