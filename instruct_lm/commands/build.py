@@ -110,7 +110,10 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-        return {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+        state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+        if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+            raise TypeError(f"{others[0]} is no tensor")
+        return state
     except Exception as error:  # torch, zip and pickle raise a dozen kinds
         raise InputError(f"{path} is no readable checkpoint ({error}): use another, or train anew.") from error
 

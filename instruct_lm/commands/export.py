@@ -36,7 +36,7 @@ def main(config: ExportConfig) -> None:
     with _stopped_by_a_signal(), new_folder(folder, config.overwrite) as part:
         weights = config.format != "peft" and (checkpoint is None or config.lora.rank > 0)
         fetch_sources(config, weights=weights)
-        with room_for(part, _needed(config)):
+        with room_for(folder, _needed(config)):
             _export(config, checkpoint, part)
     log.info("written to %s: %s", shown(folder), ", ".join(sorted(path.name for path in folder.iterdir())))
 

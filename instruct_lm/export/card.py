@@ -11,8 +11,8 @@ import yaml
 
 from instruct_lm.config import ExportConfig, TrainConfig
 from instruct_lm.data.conversation import Turn
-from instruct_lm.data.pieces import full_text
 from instruct_lm.errors import InputError
+from instruct_lm.export.chat_templates import end_text
 from instruct_lm.io.run_files import BEFORE, MADE_FROM, SUMMARY
 from instruct_lm.model.description import source_name
 from instruct_lm.respond import Responder
@@ -46,7 +46,7 @@ def model_card(name: str, config: ExportConfig, dtype: str, responder: Responder
         "## Use",
         *_use(config, folder),
         "## Prompt",
-        f"The prompt style is `{responder.style.name}`. One exchange, with its end token where that has a text:",
+        f"The prompt style is `{responder.style.name}`. One exchange, with the token that ends it:",
         _block(_prompt(responder)),
     ]
     if run:
@@ -94,8 +94,8 @@ def _use(config: ExportConfig, folder: Path) -> Iterator[str]:
         yield _block("ollama create my-model -f Modelfile\nollama run my-model", "sh")
     elif config.format == "peft":
         yield (
-            f"PEFT adds it to its base, {public_source(config.model.weights)}. A base that is not on the hub can be "
-            f"written with `python -m instruct_lm.export model=… output_dir=base`."
+            f"PEFT adds it to its base, {public_source(config.model.weights)}. A base that is no "
+            f"repository on the hub can be written with `python -m instruct_lm.export model=… output_dir=base`."
         )
         yield _block(_PEFT.format(base=_base_name(config)), "python")
     else:
@@ -128,13 +128,15 @@ print(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens
 
 
 def _base_name(config: ExportConfig) -> str:
-    repository = re.match(r"hf:([^/@]+/[^/@]+)", config.model.weights or "")
+    # A single file on the hub, such as a GGUF file, is exported first, too.
+    repository = re.fullmatch(r"hf:([^/@]+/[^/@]+)(@[^/]+)?", config.model.weights or "")
     return json.dumps(repository[1] if repository else "base")
 
 
 def _prompt(responder: Responder) -> str:
     exchange = [Turn("user", "{instruction}", "{input}"), Turn("assistant", "{response}")]
-    return full_text(responder.style, exchange)
+    end = end_text(responder.style, responder.tokenizer)
+    return "".join(end if piece.ends else piece.text for piece in responder.style.pieces(exchange))
 
 
 def _training(folder: Path, run: TrainConfig, config: ExportConfig) -> Iterator[str]:
@@ -184,8 +186,15 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
     kind = judge.get("model") or judge.get("kind") if isinstance(judge, dict) else judge
     ci95 = scores.get("ci95")
     interval = " to ".join(map(_number, ci95)) if isinstance(ci95, list) and len(ci95) == 2 else _MISSING
-    shown = _plain(kind) if kind else _MISSING
-    return [_number(scores.get("n")), shown, _number(scores.get("mean")), interval, *_metrics(scores)]
+    # Servers may call a model by its path.
+    shown = _plain(re.sub(r"^([/~]|[A-Za-z]:\\).*[/\\]", "", str(kind))) if kind else _MISSING
+    return [_count(scores), shown, _number(scores.get("mean")), interval, *_metrics(scores)]
+
+
+def _count(scores: Mapping[str, Any]) -> str:
+    """The number of entries, and of those with a score where some have none."""
+    n, scored = scores.get("n"), scores.get("scored")
+    return _number(n) if scored in (None, n) else f"{_number(n)}, {_number(scored)} scored"
 
 
 def _metrics(scores: Mapping[str, Any]) -> list[str]:

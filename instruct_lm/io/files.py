@@ -54,7 +54,10 @@ def new_folder(path: Path, overwrite: bool = False, key: str = "output_dir") -> 
     Raises:
         InputError: The folder is there already, or holds something else, or cannot be made.
     """
-    _check_free(path, overwrite, key)
+    try:
+        _check_free(path, overwrite, key)
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{key}={path} cannot be a folder ({error.strerror}). Give another.") from error
     missing = [parent for parent in path.parents if not parent.exists()]
     part, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     try:
@@ -95,7 +98,8 @@ def _check_free(path: Path, overwrite: bool, key: str) -> None:
     if there and not overwrite:
         raise InputError(f"{key}={path} holds {there[0]} already: give a new folder, or overwrite=true.")
     try:
-        recorded = json.loads((path / CONTENTS).read_text(encoding="utf-8"))["files"] if there else []
+        listed = json.loads((path / CONTENTS).read_text(encoding="utf-8"))["files"] if there else []
+        recorded = listed if isinstance(listed, list) else []
     except (OSError, ValueError, KeyError, TypeError):
         recorded = []
     if foreign := [name for name in there if name not in recorded and (name != CONTENTS or not recorded)]:

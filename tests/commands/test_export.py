@@ -191,7 +191,7 @@ def test_a_folder_that_is_read_is_not_replaced(folder: Path) -> None:
 def test_a_full_disk_is_told_before_and_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
-        with pytest.raises(RunError, match=r"new/out.* needs about 0\.05 GB, and the disk has 0\.00 GB left\. Free"):
+        with pytest.raises(RunError, match=r"new/out needs about 0\.05 GB, and the disk has 0\.00 GB left\. Free"):
             export.main(configured("output_dir=new/out"))
     monkeypatch.setattr("instruct_lm.export.safetensors_files.converted", _full)
     with pytest.raises(RunError, match=r"needs about 0\.05 GB, and the disk has no room left \(No space left"):
@@ -316,6 +316,14 @@ def test_damaged_input_leaves_nothing(folder: Path) -> None:
         with pytest.raises(InputError):
             export.main(typed("export", "model=auto", f"model.weights={name}", "output_dir=out"))
     assert names(folder) == {"run", "pickled", "gemma"}
+
+
+@pytest.mark.parametrize("form", ["hf", "peft"])
+def test_a_checkpoint_of_other_things_than_tensors_is_refused(folder: Path, form: str) -> None:
+    run = make_run(folder / "run", "lora=r16")
+    torch.save({"state_dict": {"model.x": 3}}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(InputError, match=r"is no readable checkpoint \(x is no tensor\)"):
+        export.main(configured(f"format={form}", run=run))
 
 
 def test_its_tokenizer_knows_the_prompt_of_the_run(folder: Path) -> None:

@@ -82,6 +82,29 @@ def test_it_says_what_the_runs_folder_says(tmp_path: Path) -> None:
     assert ALPACA.default_system in text
 
 
+def test_a_score_says_how_many_entries_it_is_of_and_no_path_of_its_judge(tmp_path: Path) -> None:
+    for model in (f"{SECRET}/llama3", r"C:\Users\jane\llama3"):
+        scores = SCORES | {"scored": 90, "judge": {"kind": "openai", "model": model}}
+        text = card(tmp_path, **{"evaluation/test/summary": scores})
+        assert "| test | 110, 90 scored | llama3 | 51.25 |" in text
+    scores |= {"scored": 110, "judge": {"kind": "openai", "model": "meta/llama3"}}
+    assert "| test | 110 | meta/llama3 |" in card(tmp_path, **{"evaluation/test/summary": scores})
+
+
+@pytest.mark.parametrize(
+    ("weights", "base"),
+    [("hf:a/b@main", "a/b"), ("hf:a/b", "a/b"), ("hf:a/b-GGUF@main/q8.gguf", "base"), ("/home/x/base", "base")],
+)
+def test_the_adapters_code_names_a_base_that_transformers_loads(tmp_path: Path, weights: str, base: str) -> None:
+    config = typed("export", "model=gpt2-tiny", f"model.weights={weights}").model_copy(update={"format": "peft"})
+    text = model_card("run", config, "f32", RESPONDER, tmp_path, None)
+    assert f'base, folder = "{base}", "."' in text
+
+
+def test_the_prompt_is_shown_with_its_end_token(tmp_path: Path) -> None:
+    assert "### Response:\n{response}<|endoftext|>\n```" in card(tmp_path)
+
+
 def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
     text = card(tmp_path)
     assert "- Base model: random weights, sha256 not recorded" in text

@@ -104,3 +104,20 @@ def test_the_folder_that_was_there_comes_back_after_a_kill_between_the_two_renam
     with pytest.raises(InputError, match="holds mine already"), new_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "mine").exists()
+
+
+@pytest.mark.parametrize("record", [5, "model.safetensors", None, {"model.safetensors": 1}])
+def test_a_damaged_record_gives_no_leave_to_replace(tmp_path: Path, record: object) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"mine")
+    write_json({"files": record}, folder / CONTENTS)
+    with pytest.raises(InputError, match="which no export wrote there"), new_folder(folder, overwrite=True):
+        pass
+    assert (folder / "model.safetensors").read_bytes() == b"mine"
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for length in (250, 300):
+        with pytest.raises(InputError, match="File name too long"), new_folder(tmp_path / ("a" * length)):
+            pass
