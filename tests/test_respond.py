@@ -92,7 +92,8 @@ def test_what_a_prompt_leaves_out_is_counted(system: str, exchanges: int, asked:
 class Pairs:
     """One token for two characters, so that tokens reach from what people wrote into the style's own text."""
 
-    name, bos, end_of_text, control_tokens = "pairs", None, 256, {}
+    name, bos, end_of_text = "pairs", None, 256
+    control_tokens: dict[str, int] = {}
 
     def encode_with_starts(self, text: str) -> tuple[list[int], range]:
         starts = range(0, len(text), 2)
