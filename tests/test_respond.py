@@ -93,7 +93,7 @@ class Pairs:
     """One token for two characters, so that tokens reach from what people wrote into the style's own text."""
 
     name, bos, end_of_text = "pairs", None, 256
-    control_tokens: dict[str, int] = {}
+    control_tokens: dict[str, int] = {}  # noqa: RUF012
 
     def encode_with_starts(self, text: str) -> tuple[list[int], range]:
         starts = range(0, len(text), 2)
