@@ -104,14 +104,12 @@ class Responder:
 
     def cut(self, conversation: Conversation) -> Cut:
         """What `prompt_ids` leaves out, told apart."""
-        turns = conversation.turns
-        whole, left = (
-            [len(ids) for piece, ids in encoded if not piece.own]  # tokens of each turn
-            for encoded in (self._encode(turns), self._shortened(conversation))
-        )
-        first = int(turns[0].role == "system")
-        kept = [*whole[:first], *whole[len(whole) - len(left) + first :]]
-        return Cut((len(whole) - len(left)) // 2, sum(kept) - sum(left))
+        turns, left = conversation.turns, self._shortened(conversation)
+        first, gone = int(turns[0].role == "system"), len(_said(self._encode(turns))) - len(_said(left))
+        kept = [*turns[:first], *turns[first + gone :]]
+        # Only what is cut is encoded apart; a prompt that is whole may have a token less, or more, than that.
+        same = left == self._encode(kept)
+        return Cut(gone // 2, 0 if same else sum(_said(self._encode(kept, apart=True))) - sum(_said(left)))
 
     def _shortened(self, conversation: Conversation) -> list[EncodedPiece]:
         block_size = self.model.config.block_size
@@ -146,3 +144,8 @@ class Responder:
         # A model may have more rows in its embedding than the tokenizer has ids, as Qwen's: those have no text.
         text = self.tokenizer.decode(i for i in ids[: len(ids) - ended] if i < self.tokenizer.vocab_size)
         return Response(extract_response(text, self.style), len(ids), ended)
+
+
+def _said(encoded: Sequence[EncodedPiece]) -> list[int]:
+    """Number of tokens of each turn."""
+    return [len(ids) for piece, ids in encoded if not piece.own]

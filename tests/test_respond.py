@@ -89,6 +89,36 @@ def test_what_a_prompt_leaves_out_is_counted(system: str, exchanges: int, asked:
     assert Responder(MODEL, BYTES, style).cut(Conversation(tuple(turns))) == (left_out, max(0, rest - 225))
 
 
+class Pairs:
+    """One token for two characters, so that tokens reach from what people wrote into the style's own text."""
+
+    name, bos, end_of_text = "pairs", None, 256
+    control_tokens: dict[str, int] = {}  # noqa: RUF012
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], range]:
+        starts = range(0, len(text), 2)
+        return [ord(text[start]) for start in starts], starts
+
+    def control_spans(self, text: str) -> list[tuple[int, int, int]]:
+        return []
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 700), st.sampled_from(["", "Be", "Be so"]))
+def test_tokens_across_pieces_are_not_counted_as_left_out(lengths: list[int], asked: int, system: str) -> None:
+    style = PlainStyle("short", "Q", "", "", "A", system="S")
+    turns = [Turn("system", system)] if system else []
+    turns += [turn for n in lengths for turn in (Turn("user", "x" * n), Turn("assistant", "y" * n))]
+    turns += [Turn("user", "z" * asked), Turn("assistant", "")]
+    conversation = Conversation(tuple(turns))
+    asks = Responder(MODEL, Pairs(), style)  # type: ignore[arg-type]
+    ids, (exchanges, tokens) = asks.prompt_ids(conversation), asks.cut(conversation)
+    assert 0 <= exchanges <= len(lengths)
+    left = ids.count(ord("z"))
+    assert (tokens == 0) == (len(ids) < 225 or left >= asked // 2)
+    if tokens:  # the question, encoded by itself, lost them
+        assert (exchanges, tokens) == (len(lengths), (asked + 1) // 2 - left)
+
+
 def test_a_style_that_fills_the_model_is_named() -> None:
     small = GPT(GPTConfig(vocab_size=257, block_size=100, n_layer=1, n_head=1, n_embd=8))
     with pytest.raises(InputError, match=r"prompt=alpaca takes 1\d\d tokens.*model\.block_size=100"):

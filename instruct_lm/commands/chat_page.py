@@ -84,6 +84,7 @@ class Server(ThreadingTCPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # with five, idle connections keep others waiting for seconds
     allow_reuse_address = os.name == "posix"  # elsewhere, it would let two servers share a port
 
     def __init__(self, chat: Chat, about: str, port: int) -> None:

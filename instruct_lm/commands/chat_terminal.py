@@ -32,6 +32,7 @@ def talk(chat: Chat, about: str) -> None:
         return
     before: list[Exchange] = []
     for line in sys.stdin:
+        line = line.lstrip("\ufeff")  # a byte order mark, as Windows writes it
         if not line.strip():
             print(EMPTY, file=sys.stderr)
             print()

@@ -114,7 +114,7 @@ def test_a_pipe_with_history_is_a_conversation(
 
     seen = []
     monkeypatch.setattr(Responder, "stream", lambda self, asked: seen.append(asked.turns) or iter(["Blue\x1b."]))  # type: ignore[func-returns-value]
-    monkeypatch.setattr("sys.stdin", io.StringIO("Name a colour.\nWhy?\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffName a colour.\nWhy?\n"))
     assert chat.main([str(chat_run), "--history", "--system", "Be brief."]) == 0
     assert capsys.readouterr().out == "Blue.\nBlue.\n"
     first = (Turn("system", "Be brief."), Turn("user", "Name a colour."))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges import openai as openai_module
+from instruct_lm.evaluation.judges import replies as replies_module
 from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.ollama import OllamaJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
@@ -290,3 +291,39 @@ def test_the_commands_of_the_document_are_accepted(line, tmp_path, monkeypatch, 
     with commands(tmp_path, monkeypatch, capsys) as command:
         status, err, seen = command("evaluate", *args)
     assert (status, len(seen)) == (0, 1), err
+
+
+def test_a_model_in_circles_is_asked_twice_and_the_remedy_is_named():
+    with JudgeServer(lambda exchange: exchange.stall()) as server:
+        verdict = openai(server, timeout=0.1).score(ENTRY, "x")
+    assert len(server.asked) == 2
+    assert (verdict.unreachable, verdict.again) == (True, True)
+    assert all(word in verdict.reason for word in ("0.1 seconds", "judge.timeout", "judge.max_tokens=2048"))
+
+
+def test_a_body_without_end_is_a_time_out():
+    def drip(exchange):
+        exchange.handler.send_response(200)
+        exchange.handler.end_headers()  # no length: until the connection ends
+        while not exchange.server.stopping.wait(0.005):
+            exchange.handler.wfile.write(b" " * 1024)
+
+    with JudgeServer(drip) as server:
+        verdict = openai(server, timeout=0.2).score(ENTRY, "x")
+    assert "0.2 seconds" in verdict.reason
+    assert len(server.asked) == 2
+
+
+def test_a_huge_body_is_not_read_whole(monkeypatch):
+    def flood(exchange):
+        exchange.handler.send_response(200)
+        exchange.handler.end_headers()
+        while True:  # until the judge hangs up
+            exchange.handler.wfile.write(b"x" * 2**16)
+
+    monkeypatch.setattr(replies_module, "MOST_BYTES", 10**5)
+    monkeypatch.setattr(openai_module, "RETRIES", 0)
+    with JudgeServer(flood) as server:
+        verdict = openai(server).score(ENTRY, "x")
+    assert "HTTP 200, no answer: xxx" in verdict.reason
+    assert len(verdict.reason) < 400

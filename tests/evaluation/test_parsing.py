@@ -142,3 +142,50 @@ def test_feedback():
     assert parse_feedback('<think>no</think>{"feedback": " Right. ", "score": 4}') == "Right."
     assert parse_feedback('{"score": 4, "Explanation": "Right."}') == "Right."
     assert parse_feedback("Right. [RESULT] 4") == "Right. [RESULT] 4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Final answer: 85", "Overall: 85", "**Total:** 85", "| Criterion | Score |\n|---|---|\n| Overall | 85 |"),
+        *("85 (out of 100)", "85 (right, but short)", "Score (out of 100): 85", "Score/100: 85", "Score -> 85"),
+        *("The score should be 85.", "The score for this response is 85.", "I'd say 85.", "I'd go with 85."),
+        *("85点です。", "採点結果：85点", "我给这个回答打85分。", "점수는 85점입니다.", "Le doy un 85 sobre 100."),
+        *("Puntuación final: 85", "Gesamtpunktzahl: 85", "Ich gebe 85 von 100 Punkten.", "स्कोर: 85", "Betyg: 85"),
+        *('{"evaluation": 85}', '{"model_response_score": 85}', "I give it 85/100 because it is right.", "$85$"),
+        "Correctness: 80/100\nFluency: 90/100\nOverall: 85/100",
+        "It costs $5 or $6.\nScore: 85",
+    ],
+)
+def test_more_spellings(text):
+    assert parse_score(text) == 85
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Confidence score: 85", "BLEU score: 45.2", "ROUGE-L score: 45", "The F1 score is 80."),  # other measures
+        *("I would not give it 85.", "If it were complete, I'd give it 100.", "Without the typo I'd give it 95."),
+        *("The team scores 3 points", "The film is rated 18.", "It is rated PG-13.", "It costs:\n$85", "1)"),
+        *("Score: 85 for accuracy and 90 for style", "85 of 100 words are right."),
+    ],
+)
+def test_numbers_of_other_things_are_no_score(text):
+    assert parse_score(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("3 of 5 items are right.", "It lists 3/5 of the items.", "3 out of 5 items are correct.", "It names 3 of 5."),
+        "1: It is off the subject.\n2: It does a part.\n3: Some.\n4: Nearly all.\n5: All.",
+    ],
+)
+def test_counts_are_no_grade(text):
+    assert parse_score(text, (1, 5)) is None
+    assert parse_score(f"{text}\n\nScore: 4", (1, 5)) in (4, None)
+
+
+@pytest.mark.parametrize("text", ["4 stars", "Rating: 4 stars", "Feedback: it names 2 of 3. [RESULT] 4", "[[4]]"])
+def test_grades(text):
+    assert parse_score(text, (1, 5)) == 4

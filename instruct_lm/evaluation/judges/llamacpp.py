@@ -31,6 +31,7 @@ class LlamaCppJudge(OpenAIJudge):
     """
 
     kind = "llamacpp"
+    timeouts = 1  # no network that may fail: the same question takes the same time
 
     def __post_init__(self) -> None:
         self.path = Path(self.model)

@@ -20,13 +20,14 @@ from instruct_lm.evaluation.judges.model_names import find_name, list_names, nea
 from instruct_lm.evaluation.judges.parsing import parse_feedback, parse_score
 from instruct_lm.evaluation.judges.questions import SCORE, Question
 from instruct_lm.evaluation.judges.reasoning import answer_of
-from instruct_lm.evaluation.judges.replies import Reply, least_tokens, read_reply
+from instruct_lm.evaluation.judges.replies import Reply, least_tokens, read_body, read_reply
 from instruct_lm.io.credentials import bearer_auth, read_secret
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 10.0  # seconds
 RETRIES = 4  # attempts after the first
+TIMEOUTS = 2  # attempts of which no answer comes in time: a model that goes in circles does so again
 # Seconds before the second retry (the first follows at once), doubled for each later one, plus up to half at random.
 BACKOFF = 1.0
 MAX_WAIT = 60.0  # seconds between two attempts, even if the server asks for more
@@ -47,7 +48,7 @@ _UNREACHABLE = (301, 302, 307, 308, 401, 403, 404)  # HTTP statuses: wrong addre
 class OpenAIJudge(Judge):
     """A model behind any OpenAI-compatible server; one request per entry.
 
-    Connection errors, time-outs, incomplete or unreadable replies, 429 and 5xx are retried; other 4xx are not.
+    Connection errors, incomplete or unreadable replies, 429 and 5xx are retried, a time-out once; other 4xx are not.
     urllib3's `Retry` counts the attempts and computes the waits, or takes them from `Retry-After`. It is not mounted in
     the session, because there it neither sees a reply's body (a body that breaks off, an error page with status 200, a
     500 that refuses a request field) nor survives an invalid `Retry-After`.
@@ -62,13 +63,14 @@ class OpenAIJudge(Judge):
         seed: Sampling seed of the judge; None: the server's default.
         max_tokens: Longest reply, with what a thinking model thinks.
         reasoning_effort: How much a thinking model thinks, in the server's words (`none`, `low`, …); None: its default.
-        timeout: Seconds to wait for a reply.
+        timeout: Seconds to wait for a reply to begin, and as many for the rest of it.
 
     Raises:
         InputError: `base_url` has a password or a query.
     """
 
     kind = "openai"
+    timeouts = TIMEOUTS
 
     model: str
     _: KW_ONLY
@@ -131,12 +133,18 @@ class OpenAIJudge(Judge):
         """Ask the server, retrying as the class says; a failure is a verdict, not an exception."""
         question = self.question.ask(entry, response, self.format_prompt)
         body = {**self._settings(), **self._extras(), "messages": [{"role": "user", "content": question}]}
+        timeouts = 0
         retry = Retry(RETRIES, backoff_factor=BACKOFF / 2, backoff_jitter=BACKOFF / 2)
         while True:
             sent = self._accepted(body)
             reply: requests.Response | None = None
             try:
                 reply = self._send("POST", f"{self.base_url}/chat/completions", sent)
+            except requests.ReadTimeout:
+                failure = Verdict(None, self._why_late(), unreachable=True, again=True)
+                timeouts += 1
+                if timeouts >= self.timeouts:
+                    return failure
             except requests.RequestException as error:
                 failure = Verdict(
                     None, f"no answer from {self.server}: {type(error).__name__}", unreachable=True, again=True
@@ -208,6 +216,13 @@ class OpenAIJudge(Judge):
         feedback = parse_feedback(answer) if self.question.feedback else None
         return Verdict(self.question.percent(score), raw=raw, feedback=feedback)
 
+    def _why_late(self) -> str:
+        """The reason of a failure without an answer in time."""
+        return (
+            f"no answer from {self.server} in {self.timeout:g} seconds: the model is slow or goes in circles. "
+            f"Raise judge.timeout, or lower judge.max_tokens={self.max_tokens}"
+        )
+
     def _why_empty(self, reply: Reply, raw: str) -> str:
         """The reason of a failure without an answer."""
         effort = f"judge.reasoning_effort={'low' if self.reasoning_effort == 'none' else 'none'}"
@@ -229,7 +244,11 @@ class OpenAIJudge(Judge):
             # A proxy set in the environment cannot reach servers on this machine.
             session.trust_env = urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")
             auth, timeout = bearer_auth(self.api_key_env), (CONNECT_TIMEOUT, self.timeout)
-            return session.request(method, url, json=body, auth=auth, timeout=timeout, allow_redirects=False)
+            with session.request(
+                method, url, json=body, auth=auth, timeout=timeout, allow_redirects=False, stream=True
+            ) as reply:
+                reply._content = read_body(reply, self.timeout)  # requests itself has no limit of time or size
+            return reply
 
     def _reach(self, url: str) -> requests.Response:
         try:

@@ -18,31 +18,46 @@ MAX_OBJECTS = 50  # JSON objects looked at in one reply
 
 # A letter of a script that puts blanks between words: "3km" is no number, "85分" is.
 _LETTER = r"[^\W\d\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
-_NUMBER = rf"(?<!{_LETTER})(?<![\d.,_])([-+]?[0-9]+(?:[.,][0-9]+)*)(?!{_LETTER}|[_+]|[.,]?[0-9])"
+_NUMBER = rf"(?<!{_LETTER})(?<!{_LETTER}-)(?<![\d.,_])([-+]?[0-9]+(?:[.,][0-9]+)*)(?!{_LETTER}|[_+]|[.,]?[0-9])"
 _UNIT = r"(?:\s*(?:points?|pts|punkte?|puntos|points|балл\w*|[分点點점]))?"
-_OF = r"\s*(?:/|\b(?:out\s+)?of\b|\b(?:over|von|sur|de|из|su)\b)\s*(?:a\s+(?:possible|total\s+of)\s+)?"
+_OF = r"\s*(?:/|\b(?:out\s+)?of\b|\b(?:over|von|sur|sobre|de|из|su)\b)\s*(?:a\s+(?:possible|total\s+of)\s+)?"
 # What makes of a number a range or a revision: "80 or 90", "85 → 90", "85, 90".
 _GOES_ON = (
     r"(?![^\S\n]*(?:[,;&|~〜～…/→⇒=-]|->|=>|\.\.+|\b(?:and|or|to|und|oder|et|ou|y|o)\b|[或和至到、])?[^\S\n]*[-+]?[0-9])"
     r"(?!\s*\?)"
 )
+# "85 for accuracy and 90 for style" rates parts of the answer.
+_PARTS = r"(?!\s+(?:for|in|on)\b[^0-9.\n]{1,40}[0-9]+\S{0,4}\s+(?:for|in|on)\b)"
+# "3 out of 5 items" counts items.
+_NO_NOUN = (
+    r"(?![^\S\n]+(?!points|pts|punkt|puntos|punti|pontos|stars|because|since|for\b|due|given|based|overall|here|and\b"
+    r"|but\b|with\b)[a-z]{3,})"
+)
 _HYPOTHETICAL = r"(?!\s+(?:would|could|might|means|indicates|represents|requires|is\s+(?:the\s+)?(?:best|max|perfect)))"
 
 _WORDS = (
-    r"\b(?:score|rating|rated|grade|mark|evaluation|assessment|verdict|judge?ment|result(?=\s*\])|bewertung|punktzahl"
-    r"|punteggio|puntuación|puntaje|calificación|pontuação|skor|puan|điểm|ocena|оценка|балл|الدرجة|النتيجة)"
+    r"\b(?:score|rating|rated|grade|mark|evaluation|assessment|verdict|judge?ment|result(?=\s*\])|bewertung"
+    r"|(?:gesamt)?punktzahl|punteggio|puntuación|puntaje|calificación|pontuação|skor|puan|điểm|ocena|betyg|cijfer|оценка|балл|स्कोर|الدرجة|النتيجة)"
 )
-_CJK_WORDS = r"得分|分数|分數|评分|評分|打分|总分|總分|スコア|点数|評価|採点|得点|점수|평점"
-_SEPARATORS = r"(?:(?:[:=|\])】]|\s[-–—]\s|\bis\b|\bof\b|\bwould be\b|为|是|は|\[\[?)\s*)"
-_ASIDE = r"(?:\s*\([^()]*\))?(?:\s+(?:for|of)\s[^0-9\n:.]{0,60}(?=[:=]))?[\"'”]?\s*"
+_CJK_WORDS = r"得分|分数|分數|评分|評分|打分|总分|總分|スコア|点数|評価|採点(?:結果)?|得点|評点|总评|점수|평점"
+_SEPARATORS = r"(?:(?:[:=|\])】]|\s[-–—]\s|\bis\b|\bof\b|[-=]>|[→⇒]|\b(?:would|should) be\b|为|是|は|는|\[\[?)\s*)"
+_ASIDE = (
+    r"(?:\s*\([^()]*\))?(?:\s+(?:finale?|globale?|total|końcowa))?(?:\s+(?:for|of)\s[^0-9\n:.]{0,60}(?=[:=])"
+    r"|\s+for\s+(?:the|this|that)\s+(?:model(?:['’]s)?\s+)?(?:response|answer|reply)(?=\s+is\b))?[\"'”]?\s*"
+)
 _LABEL = rf"(?:{_WORDS}{_ASIDE}{_SEPARATORS}{{1,3}}|(?:{_CJK_WORDS}){_ASIDE}{_SEPARATORS}{{0,3}})[\"'“(\[]*"
 _TENTATIVE = re.compile(
     r"\b(?:draft|initial|preliminary|tentative|provisional|first|previous|perfect|max(?:imum)?|min(?:imum)?|full|best"
-    r"|highest|lowest|top|possible|average|passing|baseline)\s*$",
+    r"|highest|lowest|top|possible|average|passing|baseline|confidence|similarity|bleu|rouge(?:-\w)?|chrf|f1)\s*$",
+    re.IGNORECASE,
+)
+# What a number counts: "names 3 out of 5".
+_COUNTS = re.compile(
+    r"\b(?:names?|lists?|mentions?|includes?|has|have|contains?|covers?|shows?|provides?|gets?|got|only|of|the)\s+$",
     re.IGNORECASE,
 )
 _FINAL = re.compile(
-    r"\b(?:final|overall)\b[^0-9\n:=]{0,30}$|\\boxed|\[{2}|\[\s*(?:result|score)\s*\]|最终|最終|总分|總分|総合",
+    r"\A\W{0,9}(?:overall|final)\b|\b(?:final|overall)\b[^0-9\n:=]{0,30}$|\\boxed|\[{2}|\[\s*(?:result|score)\s*\]|最终|最終|总分|總分|総合",
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"[0-9]\s*%?\s*(?:\bto\b|[-–—~〜～至到→⇒]|->|=>|\.\.+)\s*[0-9]|\bbetween\s+[0-9]", re.IGNORECASE)
@@ -53,10 +68,13 @@ _REVISES = re.compile(
 )
 # A sentence in which a rater names one number: "I'd give it an 85."
 _RATES = (
-    r"(?:\bI(?:['’](?:d|ll)|\s+(?:would|will|shall|can|must))?\s+(?:\w+\s+)?(?:give|rate|score|grade|assign|award)\b"
-    r"|\b(?:deserves|merits|earns|receives|scores|is\s+(?:rated|scored|graded|awarded|assigned|given|worth)))"
+    r"(?:\bI(?:['’](?:d|ll)|\s+(?:would|will|shall|can|must))?\s+(?:\w+\s+)?"
+    r"(?:give|rate|score|grade|assign|award|say|go\s+with)\b"
+    r"|\b(?:response|answer|reply|output|model|it|this|which)\b[^0-9\n.]{0,60}?\b"
+    r"(?:deserves|merits|earns|receives|scores|is\s+(?:rated|scored|graded|awarded|assigned|given|worth)))"
     r"[^0-9\n.]{0,80}?"
 )
+_UNREAL = re.compile(r"\b(?:not|never|if|unless|without)\b|n['’]t\b", re.IGNORECASE)  # "I would not give it 85."
 _ENDS = r"(?=\s*(?:[.,;:!?)%\"'”\n]|$|points?\b|because\b|since\b|as\b|due\b|given\b|on\b|overall\b|here\b|-|–|—))"
 
 
@@ -114,6 +132,8 @@ def _candidates(answer: str, scale: Scale) -> list[Any]:
     final: list[Any] = []
     for match in _marked(scale).finditer(unscaled):
         before = unscaled[max(0, match.start() - 60) : match.start()]
+        if _COUNTS.search(before) and re.match(r"[0-9]", match[0]):
+            continue
         if _TENTATIVE.search(before):
             ordinary.append(None)
             continue
@@ -126,27 +146,31 @@ def _candidates(answer: str, scale: Scale) -> list[Any]:
 def _marked(scale: Scale) -> re.Pattern[str]:
     """A number marked as the score: alone on its line, after a label, boxed, or before "/100"."""
     of = rf"{_UNIT}{_OF}{scale[1]:g}(?![0-9])"
-    score = rf"{_NUMBER}(?:{of})?{_UNIT}(?!{_OF}[0-9]){_GOES_ON}{_HYPOTHETICAL}"
-    percent = "%" if scale == PERCENT else ""
+    score = rf"{_NUMBER}(?:{of})?{_UNIT}(?!{_OF}[0-9]){_GOES_ON}{_PARTS}{_HYPOTHETICAL}"
+    percent, stars = ("%", "") if scale == PERCENT else ("", r"(?:[ \t]*stars?)?")
     score += r"(?!\s*(?:stars?\b|★|⭐))" if percent else r"(?!\s*%)"
+    ends = rf"{_UNIT}{stars}[ \t\"'”)\]】.!|{percent}]*$"
     return re.compile(
-        rf"^[ \t\"'“(\[【]*{score}{_UNIT}[ \t\"'”)\]】.!。{percent}]*$"
+        rf"^[ \t\"'“(\[【]*(?!1?[0-9]\)){score}(?:です)?{ends}"
+        rf"|^[^\w\n]{{0,9}}(?:overall|total|final answer|итог|合計)\s*[:|=]\s*{score}{ends}"
         rf"|{_LABEL}\s*{score}"
         rf"|\b(?:note|nota|voto)\s*:\s*{score}[ \t.]*$"  # also "remark"
         rf"|\\boxed\s+{score}"
-        rf"|{_NUMBER}{of}{_GOES_ON}",
+        rf"|[打给給]出?\s*{_NUMBER}\s*分"
+        rf"|{_NUMBER}{of}{_NO_NOUN}{_GOES_ON}",
         re.IGNORECASE | re.MULTILINE,
     )
 
 
 @lru_cache
 def _scale_words(scale: Scale) -> re.Pattern[str]:
-    """Words that repeat the question's scale: "from 0 to 100", "100 is the best", "满分100"."""
+    """Words that repeat the question's scale: "from 0 to 100", "100 is the best", "(out of 100)", "满分100"."""
     low, high = (re.escape(f"{end:g}") for end in scale)
     return re.compile(
         rf"(?<![\d.]){low}\s*(?:\bto\b|\band\b|[-–—~〜～至到])\s*{high}(?![\d.])"
         rf"|\b{high} (?:is|being) (?:the )?(?:best|high\w*|max\w*)"
-        rf"|满分\s*[为是:]?\s*{high}\s*分?|{high}\s*点満点(?:中)?|\bout of (?:a )?possible {high}\b",
+        rf"|满分\s*[为是:]?\s*{high}\s*分?|{high}\s*点満点(?:中)?|\bout of (?:a )?possible {high}\b"
+        rf"|\(\s*(?:out\s+of|/|from)\s*{high}[^()\n]*\)|(?:/|\b(?:rating|score)\s+out\s+of)\s*{high}(?=\s*[:=])",
         re.IGNORECASE,
     )
 
@@ -156,10 +180,11 @@ def _rated(text: str) -> list[Any]:
     numbers = re.findall(_NUMBER, text)
     if len(set(numbers)) != 1 or re.search(rf"[0-9]{_UNIT}{_OF}[0-9]", text):
         return []
-    begins = re.match(rf"\s*{_NUMBER}\s*(?:[.,:;–—-]|\bbecause\b|\bsince\b)", text)
+    begins = re.match(rf"\s*{_NUMBER}\s*(?:[.,:;(–—-]|\bbecause\b|\bsince\b)", text)
     if begins and not re.match(r"\s*1[.)]\s", text):  # "1. The response …" begins a list
         return numbers[:1]
-    return numbers[:1] if re.search(rf"{_RATES}{_NUMBER}{_ENDS}", text, re.IGNORECASE) else []
+    rates = re.search(rf"{_RATES}{_NUMBER}{_ENDS}", text, re.IGNORECASE)
+    return numbers[:1] if rates and not _UNREAL.search(text[: rates.end()].rpartition("\n")[2]) else []
 
 
 def _normalise(text: str) -> str:
@@ -170,7 +195,8 @@ def _normalise(text: str) -> str:
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text|mathbf|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\boxed\s*\{([^{}]*)\}", r" \\boxed \1 ", text)
-    text = re.sub(r"\\[()\[\]]|\$+|\\%", lambda match: "%" if match[0] == "\\%" else "", text)
+    text = re.sub(r"\$+([^$\n]*)\$+", r"\1", text)  # a single one is a currency
+    text = re.sub(r"\\[()\[\]]|^\$\$$|\\%", lambda match: "%" if match[0] == "\\%" else "", text, flags=re.MULTILINE)
     text = re.sub(r"<\s*(?:score|rating|grade)\s*>", "final score: ", text, flags=re.IGNORECASE)
     text = re.sub(r"<[|/]?[a-zA-Z][\w ]*[|/]?>", "", text)
     text = re.sub(r"^[ \t]*(?:#+|>+)(?=\s)", "", text, flags=re.MULTILINE)  # headings, quotations
@@ -183,6 +209,10 @@ _KEYS |= {
     "evaluationscore",
     "qualityscore",
     "modelscore",
+    "responsescore",
+    "modelresponsescore",
+    "evaluation",
+    "points",
     "overall",
     "得分",
     "分数",

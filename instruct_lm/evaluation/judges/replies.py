@@ -2,10 +2,14 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import requests
+from urllib3.exceptions import ReadTimeoutError
+
+MOST_BYTES = 10_000_000  # of a response: the rest is not read
 
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _REPEATED = re.compile(r"(.{1,20}?)\1+", re.DOTALL)
@@ -26,6 +30,28 @@ class Reply:
     reasoning: str = ""
     cut: bool = False
     prompt_tokens: int | None = None
+
+
+def read_body(response: requests.Response, seconds: float) -> bytes:
+    """The body of a streamed response, at most `MOST_BYTES` and a piece.
+
+    Raises:
+        requests.ReadTimeout: It takes longer than that, or nothing came for the time-out of the request.
+        requests.RequestException: It breaks off.
+    """
+    end, body = time.monotonic() + seconds, bytearray()
+    try:
+        for piece in response.iter_content(1024):
+            body += piece
+            if len(body) >= MOST_BYTES:
+                break
+            if time.monotonic() > end:
+                raise requests.ReadTimeout
+    except requests.ConnectionError as error:  # what requests makes of urllib3's time-out
+        if isinstance(error.args[0], ReadTimeoutError):
+            raise requests.ReadTimeout from error
+        raise
+    return bytes(body)
 
 
 def read_reply(response: requests.Response) -> Reply | None:
