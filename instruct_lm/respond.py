@@ -128,8 +128,7 @@ class Responder:
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
         """The ids that end an answer: the tokenizer's, and the one that ends a response in this prompt style."""
-        own = self.tokenizer.control_tokens.get(self.style.end)
-        return self.tokenizer.stop_tokens | (set() if own is None else {own})
+        return self.tokenizer.stop_tokens_with(self.style.end)
 
     @property
     def _settings(self) -> dict[str, Any]:

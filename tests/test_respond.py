@@ -1,6 +1,7 @@
 """Prompts as in training, and answers as the model generated them."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,9 @@ class Pairs:
     name, bos, end_of_text = "pairs", None, 256
     control_tokens: dict[str, int] = {}  # noqa: RUF012
 
-    def encode_with_starts(self, text: str) -> tuple[list[int], range]:
-        starts = range(0, len(text), 2)
-        return [ord(text[start]) for start in starts], starts
+    def encode_parts(self, texts: list[str]) -> list[list[int]]:
+        whole, ends = "".join(texts), [0, *accumulate(map(len, texts))]
+        return [[ord(whole[at]) for at in range(start + start % 2, end, 2)] for start, end in pairwise(ends)]
 
     def control_spans(self, text: str) -> list[tuple[int, int, int]]:
         return []

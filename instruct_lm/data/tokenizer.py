@@ -97,6 +97,10 @@ class Tokenizer:
         parts = (self._full.to_str(), self.end_of_text, sorted(self.stop_tokens), self.bos)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def stop_tokens_with(self, end: str) -> frozenset[int]:
+        """The ids that end a response in a prompt style: `stop_tokens`, and the control token `end`, if it is one."""
+        return self.stop_tokens | ({self.control_tokens[end]} if end in self.control_tokens else set())
+
     def definition(self) -> dict[str, Any]:
         """The content of a `tokenizer.json`, control tokens that other files name included."""
         return json.loads(self._full.to_str())

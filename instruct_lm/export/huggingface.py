@@ -80,8 +80,7 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 
 def _token_ids(tokenizer: Tokenizer, style: PromptStyle | None) -> dict[str, Any]:
     bos = tokenizer.control_tokens.get(tokenizer.template_variables.get("bos_token", ""))
-    own = None if style is None else tokenizer.control_tokens.get(style.end)
-    ends = sorted(tokenizer.stop_tokens | (set() if own is None else {own}))
+    ends = sorted(tokenizer.stop_tokens_with(style.end if style else ""))
     pad = tokenizer.control_tokens.get(_pad_token(tokenizer, style), tokenizer.end_of_text)
     return {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": pad}
 

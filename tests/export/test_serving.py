@@ -65,8 +65,7 @@ def test_a_run_is_served_and_judges(tmp_path: Path) -> None:
     export("run=run", "format=gguf", cwd=tmp_path)
     export("run=run", "format=ollama", "dtype=q8_0", cwd=tmp_path)
     assert sorted(path.name for path in (tmp_path / "run" / "export" / "ollama").iterdir()) == [
-        "Modelfile",
-        "run-q8_0.gguf",
+        *("Modelfile", "README.md", "contents.json", "run-q8_0.gguf")
     ]
     config = load_run_config(tmp_path / "run")
     fetcher = Fetcher(None, offline=True)
