@@ -49,7 +49,7 @@ def destination(config: ExportConfig) -> Path:
     """
     folder = Path("outputs", f"{config.model.name}-{config.format}")
     if config.run is not None:
-        folder = Path(config.run, "export", config.format)
+        folder = Path(config.run, "export", config.format + ("-last" if config.checkpoint == "last" else ""))
     if config.output_dir is not None:
         folder = Path(config.output_dir).expanduser()
     for key in ("weights", "tokenizer"):

@@ -96,7 +96,8 @@ def save_gguf(responder: Responder, folder: Path, dtype: str, name: str) -> Path
     try:
         _write(path, metadata, list(_tensors(model, dtype)))
     except OSError as error:  # numpy gives no errno and no strerror when the disk is full
-        raise RunError(f"{path.name} cannot be written ({error.strerror or error}); nothing is kept of it.") from error
+        reason = error.strerror or f"is the disk full? {error}"
+        raise RunError(f"{path.name} cannot be written ({reason}); nothing is kept of it.") from error
     return path
 
 

@@ -74,7 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_goes_to_transformers_and_back(folder: Path, lora: tuple[str, ...], which: str) -> None:
     run = make_run(folder / "run", *lora)
     export.main(configured(f"checkpoint={which}", run=run))
-    out = run / "export" / "hf"
+    out = run / "export" / ("hf" if which == "best" else "hf-last")
     assert names(out) == HF
     config = runs.load_run_config(run)
     ours = build.load_trained(config, run / "checkpoints" / f"{which}.ckpt", FETCHER)
@@ -294,6 +294,15 @@ def test_a_multirun_has_a_folder_for_each_dtype_that_is_given_one(command: Any, 
     )
     assert status == 0, err
     assert {"out-f32", "out-bf16"} <= names(tmp_path)
+
+
+def test_a_multirun_has_a_folder_for_each_format_and_checkpoint(command: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    sweep = ("format=hf,gguf,ollama", "checkpoint=best,last")
+    status, err, _ = command("export", "-m", f"run={run}", *sweep, main=export.main)
+    assert status == 0, err
+    kinds = ("hf", "gguf", "ollama")
+    assert names(run / "export") == {f"{kind}{which}" for kind in kinds for which in ("", "-last")}
 
 
 def test_damaged_input_leaves_nothing(folder: Path) -> None:
