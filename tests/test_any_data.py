@@ -1,5 +1,6 @@
 """Any instruction data from the outside: chat data through training and evaluation, data that change under a run."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import evaluate
 import train
+from tests.conftest import ROOT
 from tests.run_commands import commands
 
 TINY = ["model=gpt2-tiny", "trainer.max_steps=2", "data.batch_size=4", "trainer.progress=false", "device=cpu"]
@@ -29,6 +31,13 @@ def write(path: Path, value: Any) -> Path:
 
 def sums(n: int = 40) -> list[dict[str, Any]]:
     return [{"instruction": f"Add {i} and {i + 3}.", "output": f"It is {2 * i + 3}."} for i in range(n)]
+
+
+def test_the_entries_that_come_with_the_package_are_recorded_too(command: Any, tmp_path: Path) -> None:
+    assert command("train", *TINY, "data=sample", "data.limit=40", "output_dir=run")[0] == 0
+    record = json.loads((tmp_path / "run" / "made_from.json").read_text())["data"]
+    file = ROOT / "instruct_lm" / "data" / "sample.json"
+    assert record == {"source": "sample", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def test_data_that_change_under_a_run_are_refused(command: Any, tmp_path: Path) -> None:

@@ -209,26 +209,31 @@ def save_config(config: TrainConfig) -> None:
     write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), config.folder / CONFIG_FILE)
 
 
-def record_data(config: TrainConfig, file: Path) -> None:
+def record_data(config: TrainConfig, fetched: Path) -> None:
     """Record the hash of the data file that a run is made from; of a run that goes on, check it (see `check_data`)."""
+    from instruct_lm.data.dataset import data_file
+
+    file = data_file(fetched)
     if config.resume is not None:
-        check_data(config.folder, config.data.source, file)
+        check_data(config.folder, config.data.source, fetched)
     elif file.is_file():
         write_json({"data": {"source": config.data.source, "sha256": sha256_of(file)}}, config.folder / MADE_FROM)
 
 
-def check_data(run: Path, source: str, file: Path) -> None:
+def check_data(run: Path, source: str, fetched: Path) -> None:
     """Compare a run's data file with the record of the run.
 
     Args:
         run: The run's folder; one without a record, of an older version, passes.
         source: Where the data come from now: another source than the run's is another data set and passes.
-        file: The file that the source stands for.
+        fetched: What the source was fetched as.
 
     Raises:
         InputError: The content has changed, so that entries that the run was trained on may stand in another split.
     """
-    record = run / MADE_FROM
+    from instruct_lm.data.dataset import data_file
+
+    file, record = data_file(fetched), run / MADE_FROM
     made_from = json.loads(record.read_text(encoding="utf-8"))["data"] if record.is_file() else {}
     if made_from.get("source") != source or not file.is_file():
         return

@@ -67,6 +67,11 @@ def load_conversations(
     return conversations
 
 
+def data_file(source: str | Path) -> Path:
+    """The file of a source that was fetched: `sample` stands for the entries that come with the package."""
+    return _SAMPLE if str(source) == "sample" else Path(source)
+
+
 def read_conversations(
     source: str | Path | Sequence[Mapping[str, Any]],
     limit: int | None = None,
@@ -83,7 +88,7 @@ def read_conversations(
     reader = RecordReader(columns, clean)
     report: list[tuple[int, str]] = []
     if isinstance(source, (str, Path)):
-        path = _SAMPLE if str(source) == "sample" else Path(source)
+        path = data_file(source)
         name, records = str(path), unwrapped(read_records(path), path, reader.columns, report)
     else:
         name, records = "the list of entries", iter([("", entry) for entry in source])
