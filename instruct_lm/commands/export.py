@@ -113,9 +113,9 @@ def _export(config: ExportConfig, checkpoint: Path | None, part: Path) -> None:
     else:
         model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)
     responder = build.build_responder(config, model, tokenizer)
-    name = str(config.model.name) if config.run is None else find_run(config.run).name
-    _write(config, responder, part, name, rope=rope, checkpoint=checkpoint)
     run = (find_run(config.run), load_run_config(config.run)) if config.run is not None else None
+    name = run[0].name if run else str(config.model.name)
+    _write(config, responder, part, name, rope=rope, checkpoint=checkpoint)
     write_text(model_card(name, config, _dtype(config), responder, part, run), part / "README.md")
 
 

@@ -14,6 +14,7 @@ from instruct_lm.data.conversation import Turn
 from instruct_lm.errors import InputError
 from instruct_lm.export.chat_templates import end_text
 from instruct_lm.io.run_files import BEFORE, MADE_FROM, SUMMARY
+from instruct_lm.io.sources import hub_name
 from instruct_lm.model.description import source_name
 from instruct_lm.respond import Responder
 
@@ -62,10 +63,10 @@ def metadata(name: str, config: ExportConfig, run: Run | None) -> dict[str, Any]
         "pipeline_tag": "text-generation",
         "tags": [PROJECT.lower(), *(["lora"] if config.format == "peft" else [])],
     }
-    if repository := re.match(r"hf:([^/@]+/[^/@]+)", config.model.weights or ""):
-        values["base_model"] = repository[1]
-    if run and (repository := re.match(r"hf:datasets/([^/@]+/[^/@]+)", run[1].data.source)):
-        values["datasets"] = [repository[1]]
+    if base := hub_name(config.model.weights):
+        values["base_model"] = base.repository
+    if run and (data := hub_name(run[1].data.source)) and data.data:
+        values["datasets"] = [data.repository]
     return values
 
 
@@ -129,8 +130,8 @@ print(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens
 
 def _base_name(config: ExportConfig) -> str:
     # A single file on the hub, such as a GGUF file, is exported first, too.
-    repository = re.fullmatch(r"hf:([^/@]+/[^/@]+)(@[^/]+)?", config.model.weights or "")
-    return json.dumps(repository[1] if repository else "base")
+    base = hub_name(config.model.weights)
+    return json.dumps(base.repository if base and not base.file else "base")
 
 
 def _prompt(responder: Responder) -> str:

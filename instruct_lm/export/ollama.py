@@ -126,7 +126,7 @@ def _gaps(style: PromptStyle, tokenizer: Tokenizer) -> _Gaps:
                     "renders the template itself."
                 )
     if tokenizer.bos is not None:
-        bos = next(text for text, i in tokenizer.control_tokens.items() if i == tokenizer.bos)
+        bos = tokenizer.decode([tokenizer.bos])
         gaps |= {pair: text.removeprefix(bos) for pair, text in gaps.items() if pair[0] == ""}
     _warn_of_stripping(style)
     return gaps

@@ -1,6 +1,5 @@
 """Export of the adapter alone, in PEFT's layout (https://huggingface.co/docs/peft)."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from instruct_lm.errors import InputError, listing
 from instruct_lm.export.huggingface import GENERATION_NAME, generation_settings, save_tokenizer
 from instruct_lm.export.safetensors_files import SHARD_BYTES, write_safetensors
 from instruct_lm.io.files import write_json
+from instruct_lm.io.sources import hub_name
 from instruct_lm.model.architectures import architecture_of
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora
@@ -59,13 +59,14 @@ def write_adapter(
 def adapter_config(config: GPTConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
     """The content of `adapter_config.json`."""
     kind = architecture_of(config)
-    repository = re.fullmatch(r"hf:([^/@]+/[^/@]+)(?:@([^/]+))?", base or "")
+    hub = hub_name(base)
+    whole = hub if hub and not hub.file else None  # PEFT fetches no single files
     targets = [name for target in lora.targets for name in HUB_LAYOUTS[kind].names[target].split()]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": repository[1] if repository else None,
-        "revision": repository[2] if repository else None,
+        "base_model_name_or_path": whole.repository if whole else None,
+        "revision": whole.revision if whole else None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,

@@ -11,6 +11,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from instruct_lm.errors import InputError
@@ -48,6 +49,35 @@ class Remote:
     def member(self, name: str) -> "Remote":
         """A file of a repository; its name needs no quoting."""
         return replace(self, origin=f"{self.origin}/{name}", file=name, parts=(*self.parts, name))
+
+
+class HubName(NamedTuple):
+    """What a source on the hub names.
+
+    Attributes:
+        data: Whether it is a data set.
+        repository: `<owner>/<repo>`.
+        revision: Its revision; None: none is given.
+        file: A file in it; empty: all of it.
+    """
+
+    data: bool
+    repository: str
+    revision: str | None
+    file: str
+
+
+def hub_name(source: str | None) -> HubName | None:
+    """The parts of a source on the hub; None for any other.
+
+    Example:
+        >>> hub_name("hf:Qwen/Qwen3-0.6B@main")
+        HubName(data=False, repository='Qwen/Qwen3-0.6B', revision='main', file='')
+    """
+    if (match := _HUB.fullmatch(source or "")) is None:
+        return None
+    data, owner, repo, revision, file = match.groups()
+    return HubName(bool(data), f"{owner}/{repo}", revision, file or "")
 
 
 def parse_source(source: str) -> Remote | Path:

@@ -94,6 +94,7 @@ def test_its_folder_has_the_tokenizer_the_template_and_the_settings(tmp_path: Pa
     [
         ("hf:Qwen/Qwen3-0.6B@main", ("Qwen/Qwen3-0.6B", "main")),
         ("hf:Qwen/Qwen3-0.6B", ("Qwen/Qwen3-0.6B", None)),
+        ("hf:Qwen/Qwen3-0.6B@refs/pr/3", ("Qwen/Qwen3-0.6B", "refs/pr/3")),
         ("/home/me/secret/base", (None, None)),
         ("pypi:x==1/y.gguf", (None, None)),
         ("hf:owner/repo@main/model.gguf", (None, None)),
