@@ -45,7 +45,7 @@ Source = Annotated[Text, AfterValidator(_absolute)]
 Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
 Url = Annotated[str, _like("https?://.+", "an address that begins with http:// or https://")]
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Scale = Annotated[list[float], Field(min_length=2, max_length=2)]
 PromptWeight = Annotated[float, Field(ge=0, le=1)]
 Similarity = Annotated[float, Field(gt=0, le=1)]
@@ -141,7 +141,9 @@ class DeviceConfig(Group):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(description="auto: CUDA, then MPS, then CPU")
     devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
     precision: Precision | None = Field(description="null: by the device")
-    strategy: Text = Field(description="as Lightning's Trainer: auto, ddp, fsdp, …")
+    strategy: Literal["auto", "ddp", "fsdp2"] = Field(
+        description="of several processes; fsdp2: each holds a part of the model"
+    )
     num_nodes: Count = Field(description="machines")
 
 
@@ -169,8 +171,11 @@ class TrainerConfig(Group):
     val_interval: Positive = Field(description="epochs between validations")
     log_interval: Count = Field(description="optimizer steps between logged values")
     activation_checkpointing: bool = Field(description="true: less memory, slower")
+    patience: Count | None = Field(description="stop after so many validations without a better one; null: never")
+    checkpoint_steps: Count | None = Field(description="optimizer steps between checkpoints; null: by the clock alone")
+    checkpoint_minutes: Positive = Field(description="at most so far apart, between optimizer steps")
     progress: bool = Field(description="the progress bar")
-    keep_last: bool = Field(description="false: delete checkpoints/last.ckpt when the run is complete")
+    keep_last: bool = Field(description="false: delete all but checkpoints/best.ckpt when the run is complete")
 
 
 class LoraConfig(Group):
@@ -249,6 +254,7 @@ class TrainConfig(DataCommandConfig):
     prompt_loss_weight: PromptWeight | None = Field(description="of a prompt token; null: 1 unmasked, 0 masked")
     mask_header: bool = Field(description='false: "### Response:" stays in the loss even when the prompt is masked')
     evaluate: bool = Field(description="true: then score the run; after a multirun a report on all runs")
+    fail_fast: bool = Field(description="true: a multirun ends at its first job that fails")
     resume: Source | None = Field(description="a run folder to continue, with its own configuration")
 
 

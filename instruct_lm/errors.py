@@ -17,6 +17,22 @@ class RunError(RuntimeError):
     """
 
 
+class StoppedError(RunError):
+    """A signal ended the work at a point from which it can go on; the message says how.
+
+    The commands end with exit status 128 + the signal's number, as a shell reports it: 130 after Ctrl-C, 143 after
+    SIGTERM.
+
+    Args:
+        message: What is kept, and how to go on.
+        signal: The signal's number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal
+
+
 def listing(items: Sequence[str], most: int = 10) -> list[str]:
     """The first items of a list in a message, and one that counts the rest.
 

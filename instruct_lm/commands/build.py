@@ -172,7 +172,7 @@ def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> Instru
     """The LightningModule of a training run; with `fast`, model and loss are the faster ones."""
     model.activation_checkpointing = config.trainer.activation_checkpointing
     optimizer = OptimizerSettings(**config.optimizer.model_dump())
-    tuner = InstructionTuner(model, build_responder(config, model, tokenizer), optimizer)
+    tuner = InstructionTuner(model, build_responder(config, model, tokenizer), optimizer, config.seed)
     if config.fast:
         _accelerate(tuner, packed=config.data.layout == "packed")
     return tuner

@@ -1,4 +1,4 @@
-"""The exit status of every command: 0 when all was done, 2 for bad input or configuration, 1 for anything else."""
+"""The exit status of every command: 0 when all was done, 2 for bad input, 128 + n after signal n, 1 for the rest."""
 
 import os
 import sys
@@ -6,11 +6,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from instruct_lm.errors import InputError, RunError
+from instruct_lm.errors import InputError, RunError, StoppedError
 
 
 def describe(error: BaseException) -> tuple[int, str]:
     """The exit status of an error and its message: a traceback only where the error is a bug."""
+    if isinstance(error, StoppedError):
+        return error.status, str(error)
     if isinstance(error, (InputError, RunError)):
         return 2 if isinstance(error, InputError) else 1, str(error)
     if isinstance(error, KeyboardInterrupt):

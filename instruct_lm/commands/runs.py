@@ -22,10 +22,10 @@ from instruct_lm.io.run_files import CONFIG_FILE, LAST, MADE_FROM, SUMMARY
 
 FromRun = TypeVar("FromRun", EvaluateConfig, ExportConfig)
 
-LIMITS = ("trainer.max_epochs", "trainer.max_steps")
+LIMITS = ("trainer.max_epochs", "trainer.max_steps", "trainer.patience")
 RESUME_MAY_CHANGE = (
-    *(*LIMITS, "trainer.progress", "trainer.keep_last", "data.num_workers"),
-    *("device", "fast", "evaluate", "cache_dir", "offline", "mirror"),
+    *(*LIMITS, "trainer.checkpoint_steps", "trainer.checkpoint_minutes", "trainer.progress", "trainer.keep_last"),
+    *("data.num_workers", "device", "fast", "evaluate", "fail_fast", "cache_dir", "offline", "mirror"),
 )
 """Keys that `resume=` lets the command line change: how long, where and how fast, not what is computed."""
 
@@ -193,7 +193,7 @@ def _within(key: str, names: Iterable[str]) -> bool:
 
 def limits(config: TrainConfig) -> dict[str, int | None]:
     """How long a run is to be, as its summary records it."""
-    return dict(zip(LIMITS, (config.trainer.max_epochs, config.trainer.max_steps), strict=True))
+    return {key: getattr(config.trainer, key.removeprefix("trainer.")) for key in LIMITS}
 
 
 def is_complete(config: TrainConfig) -> bool:

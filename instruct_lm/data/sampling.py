@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instruct_lm.data.batching import Batch
@@ -120,7 +121,9 @@ class StepLoader(DataLoader[Batch]):
     """Loads planned batches, and can resume from a checkpoint in the middle of an epoch."""
 
     def __init__(self, dataset: Dataset[Batch], sampler: StepSampler, num_workers: int = 0) -> None:
-        super().__init__(dataset, sampler=sampler, batch_size=None, num_workers=num_workers)
+        # A generator of its own: an iterator would otherwise draw from torch's global random numbers.
+        generator = torch.Generator().manual_seed(sampler.seed)
+        super().__init__(dataset, sampler=sampler, batch_size=None, num_workers=num_workers, generator=generator)
         self.plan = sampler
         self.done = 0
 

@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,17 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write an indented JSON file atomically."""
-    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+    """Write an indented JSON file atomically; NaN and infinities, which JSON has not, become null."""
+    write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null in place of every NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of(path: Path) -> str:

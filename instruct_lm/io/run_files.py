@@ -4,6 +4,7 @@ from pathlib import Path
 
 CONFIG_FILE = Path(".hydra", "config.yaml")
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+PREVIOUS = "checkpoints/previous.ckpt"  # the one before last, used where last is damaged
 UNTUNED = "untuned"  # given instead of a checkpoint: the weights before training
 SUMMARY = "summary.json"  # written last, so a run that has it is complete
 BEFORE = "before.json"  # validation losses before the first step

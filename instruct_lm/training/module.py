@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -35,20 +37,23 @@ class InstructionTuner(pl.LightningModule):
         model: Maps token ids to logits.
         responder: The same model with its tokenizer and prompt style; needed for answers alone.
         optimizer: Its settings.
+        seed: Of the random numbers of training (dropout).
 
     Attributes:
         loss: `instruct_lm.training.loss.batch_loss`; `instruct_lm.fast` puts a faster function of the same values here.
     """
 
-    def __init__(self, model: GPT, responder: Responder | None = None, optimizer: OptimizerSettings = ADAMW) -> None:
+    def __init__(
+        self, model: GPT, responder: Responder | None = None, optimizer: OptimizerSettings = ADAMW, seed: int = 123
+    ) -> None:
         super().__init__()
         self.model = model
         self.responder = responder
         self.settings = optimizer
+        self.seed = seed
         self.loss: Callable[[GPT, Batch], tuple[Tensor, Tensor]] = batch_loss
         self._sums = torch.zeros(4, dtype=torch.float64)  # of the evaluation under way, as in `_add`
         self._train_sums = torch.zeros(4, dtype=torch.float64)  # of the optimizer step under way
-        self._rng_states: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @classmethod
     def from_pretrained(
@@ -125,7 +130,14 @@ class InstructionTuner(pl.LightningModule):
         sums += torch.stack(values).cpu().double()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Free the last step's gradients before the forward pass; Lightning would hold them until after it."""
+        """Free the last step's gradients before the forward pass, and seed the random numbers of this micro-batch.
+
+        They depend on seed, epoch, micro-batch and process alone. So a resumed run drops out what an uninterrupted one
+        does, whatever else has drawn random numbers, and no checkpoint needs their states.
+        """
+        seeds = np.random.SeedSequence((self.seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank))
+        seed_everything(int(seeds.generate_state(1)[0]), verbose=False)
+        # Lightning would hold the gradients until after the forward pass.
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
@@ -188,21 +200,6 @@ class InstructionTuner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained parameters (with a frozen base the adapters alone) and the random states."""
+        """Keep the trained parameters: with a frozen base the adapters alone."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
-        checkpoint["rng_state"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the random states for the first step."""
-        self._rng_states = checkpoint.get("rng_state"), checkpoint.get("cuda_rng_state")
-
-    def on_train_start(self) -> None:
-        """Continue with the random states of the checkpoint."""
-        cpu_state, cuda_state = self._rng_states
-        if cpu_state is not None:
-            torch.set_rng_state(cpu_state)
-        if cuda_state is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda_state, self.device)

@@ -1,0 +1,115 @@
+"""The `key=value` arguments of a command line, checked before Hydra composes them, and the help that lists the keys."""
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from pydantic.fields import FieldInfo
+
+from instruct_lm.commands import runs
+from instruct_lm.commands.check_config import all_keys, find_faults, nest, no_such_key
+from instruct_lm.config import COMMANDS
+from instruct_lm.errors import InputError
+from instruct_lm.io.conf_files import CONF, choices
+
+
+def check_arguments(name: str) -> None:
+    """Check the `key=value` arguments of the command line before Hydra composes them.
+
+    Raises:
+        InputError: Wrong keys, choices, values or syntax, all of them in one message.
+    """
+    args = get_args_parser().parse_args()
+    if args.shell_completion:
+        return
+    faults, overrides, parser = [], [], OverridesParser.create()
+    for line in args.overrides:
+        try:
+            overrides += parser.parse_overrides([line])
+        except OverrideParseException as error:
+            key, equals, value = error.override.partition("=")
+            remedy = f"""quote such a value twice: '{key}="{value}"'.""" if equals else "write key=value."
+            faults.append(f"{error.override} cannot be read: {remedy}")
+    overrides = [override for override in overrides if not override.is_hydra_override()]
+    multirun = args.multirun or _asks_for_multirun(overrides)
+    faults += [fault for override in overrides for fault in _faults(name, override, multirun)]
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def _asks_for_multirun(overrides: list[Override]) -> bool:
+    """Whether an experiment is a multirun of itself."""
+    files = [CONF / "experiment" / f"{o.value()}.yaml" for o in overrides if o.key_or_group == "experiment"]
+    modes = [OmegaConf.select(OmegaConf.load(file), "hydra.mode") for file in files if file.is_file()]
+    return "MULTIRUN" in modes
+
+
+def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
+    """What is wrong with one override."""
+    kind, key, line = COMMANDS[name], override.key_or_group, override.input_line or ""
+    known, groups = all_keys(kind), group_defaults(name)
+    group = f"{key}@{override.package}" if override.package else key
+    if override.is_delete():
+        yield f"{line}: a key cannot be taken away. Set it to null or another value."
+    elif group not in groups and key not in known:
+        yield f"{line}: {no_such_key(kind, key)}"
+    elif package := next((group for group in groups if group.endswith(f"@{key}")), None):
+        yield f"{line}: write {package}={override.value()}."
+    elif override.is_add():
+        yield f"{line} adds what is there already: write {line[1:]} without the +."
+    elif override.is_sweep_override() and not multirun:
+        value = override.get_value_string()
+        yield f"""{line}: add -m (--multirun) for a job each, or write {key}=[{value}] or '{key}="{value}"' for one."""
+    else:
+        for value in _values(override):
+            if group in groups and value not in choices(key):
+                typed = "null" if value is None else value
+                yield f"{group}={typed}: there is no such choice. Choose one of {', '.join(choices(key))}."
+            elif group not in groups and "${" not in str(value):
+                # Of this key alone: all the others are missing.
+                yield from (fault for at, fault in find_faults(kind, nest({key: value})).items() if at == key)
+
+
+def _values(override: Override) -> list[Any]:
+    """The value of an override, or the values of a sweep that can be listed without Hydra."""
+    if not override.is_discrete_sweep():
+        return [] if override.is_sweep_override() else [override.value()]
+    parser = OverridesParser.create()
+    return [parser.parse_override(f"key={text}").value() for text in override.sweep_iterator(Transformer.str)]
+
+
+def group_defaults(name: str) -> list[str]:
+    """The groups that `conf/<name>.yaml` lists, such as ``model`` and ``judge@second_judge``."""
+    entries: Any = OmegaConf.load(CONF / f"{name}.yaml").defaults
+    keys = [str(key) for entry in entries if isinstance(entry, DictConfig) for key in entry]
+    return [key for key in keys if not key.startswith("override ")]
+
+
+def help_keys(name: str) -> str:
+    """The part of `--help` that lists keys, groups and choices, from `config.py` and `conf/`."""
+    kind: Any = COMMANDS[name]
+    lines = ["  Keys (key=value)"]
+    lines += [_help_line(f"    {key:<20}", field) for key, field in kind.model_fields.items() if field.description]
+    if name == "train":
+        changes = f"beside it may change: {', '.join(runs.RESUME_MAY_CHANGE)}"
+        lines += textwrap.wrap(changes, 116, initial_indent=" " * 25, subsequent_indent=" " * 25)
+    lines += ["", "  Groups (group=choice, and group.key=value for its keys)"]
+    for group in group_defaults(name):
+        folder, _, package = group.partition("@")
+        names, indent = ", ".join(choices(folder)), f"    {group:<20} "
+        lines += textwrap.wrap(names, 116, initial_indent=indent, subsequent_indent=" " * 25, break_on_hyphens=False)
+        if folder in kind.model_fields and not package:
+            fields = kind.model_fields[folder].annotation.model_fields
+            lines += [_help_line(f"      .{key:<25}", field) for key, field in fields.items()]
+    return "\n".join(lines)
+
+
+def _help_line(key: str, field: FieldInfo) -> str:
+    kinds = (field.annotation, *get_args(field.annotation))
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return f"{key} {field.description}" + (f" ({', '.join(words)})" if words else "")
