@@ -1,6 +1,7 @@
 """Fine-tune a model on instructions: `python train.py --help`."""
 
 import logging
+import signal
 import sys
 import time
 from contextlib import redirect_stdout
@@ -8,10 +9,11 @@ from typing import Any
 
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
+from instruct_lm.commands.pasting import command
 from instruct_lm.commands.runs import is_complete, limits, record_data, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
-from instruct_lm.errors import RunError
+from instruct_lm.errors import StoppedError
 from instruct_lm.io.files import shown, write_json
 from instruct_lm.io.run_files import LAST, SUMMARY
 
@@ -61,8 +63,10 @@ def main(config: TrainConfig) -> None:
             after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
             if not after:  # the run was stopped between its last step and its summary
                 after = dict(trainer.validate(tuner, data, verbose=False)[0])
+    except StoppedError as stopped:
+        raise how_to_continue(config, str(stopped), stopped.signal) from stopped
     except SystemExit as stopped:  # Lightning's end after Ctrl-C
-        raise how_to_continue(config, trainer.global_step) from stopped
+        raise how_to_continue(config, "Stopped at once.", signal.SIGINT) from stopped
 
     summary = {
         "model": config.model.name,
@@ -85,11 +89,11 @@ def main(config: TrainConfig) -> None:
     finish(config)
 
 
-def how_to_continue(config: TrainConfig, step: int) -> RunError:
-    """The error of a run that was stopped after optimizer step `step`."""
+def how_to_continue(config: TrainConfig, message: str, number: int) -> StoppedError:
+    """The error of a run that signal `number` has stopped."""
     if not (config.folder / LAST).is_file():
-        return RunError("Stopped before the first checkpoint: there is nothing to resume.")
-    return RunError(f"Stopped after step {step}. Continue with: python train.py resume={shown(config.folder)}")
+        return StoppedError("Stopped before the first checkpoint: there is nothing to resume.", number)
+    return StoppedError(f"{message} Continue with: {command('train.py', resume=config.folder)}", number)
 
 
 def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
@@ -111,7 +115,7 @@ def finish(config: TrainConfig) -> None:
     if config.evaluate:
         evaluate_run(config.folder)
     else:
-        log.info("next: python evaluate.py run=%s", shown(config.folder))
+        log.info("next: %s", command("evaluate.py", run=config.folder))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class StoppedError(RunError):
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
-        self.status = 128 + signal
+        self.signal, self.status = signal, 128 + signal
 
 
 def listing(items: Sequence[str], most: int = 10) -> list[str]:

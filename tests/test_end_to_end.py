@@ -283,7 +283,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     read_until(process, at_least(1))
     process.send_signal(signal.SIGINT)
     status, err = finish(process)
-    assert status == 1
+    assert status == 128 + signal.SIGINT
     assert "Traceback" not in err
     assert "python train.py resume=run" in err
     assert not (run / "summary.json").exists()
@@ -336,7 +336,7 @@ def test_ctrl_c_before_the_first_step(command: Any, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(InstructionTuner, "validation_step", interrupt)
     status, err = command("train", "model=gpt2-tiny", f"data.source={write(tmp_path / 'entries.json', sums())}")
-    assert status == 1
+    assert status == 128 + signal.SIGINT
     assert "nothing to resume" in err
     assert "Traceback" not in err
 

@@ -1,11 +1,7 @@
 """Checkpoints: written atomically, the best weights and the last state kept, and a signal to stop answered by one."""
 
-import signal
-import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +10,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from instruct_lm.data.batching import Batch
+from instruct_lm.errors import StoppedError
 from instruct_lm.io.files import replacing
+from instruct_lm.training.signals import StopSignals
 
 SAVE_INTERVAL = 600.0  # seconds
 
@@ -52,33 +50,25 @@ class SaveBest(ModelCheckpoint):
 class SaveLast(Callback):
     """Keeps a checkpoint with all that a resume needs: after each epoch, every few minutes, and when asked to stop.
 
-    The first SIGINT (Ctrl-C) or SIGTERM ends training with a checkpoint after the step under way, a second one at once.
-
     Args:
         path: Of the checkpoint.
+        signals: Their first ends training with a checkpoint after the step under way.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, signals: StopSignals) -> None:
         self.path = path
-        self.stop_requested = self._postponed = False
-        self._signals = ExitStack()  # closing it restores the handlers
+        self.signals = signals
+        self._postponed = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Take over the signals."""
+        """Start the clock."""
         self._saved_at = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._signals.callback(signal.signal, number, signal.signal(number, self._request_stop))
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stop_requested = True
-        self._signals.close()
-        print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
         done = batch_idx + 1
         between_steps = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        due = self.stop_requested or time.monotonic() - self._saved_at >= SAVE_INTERVAL
+        due = self.signals.requested or time.monotonic() - self._saved_at >= SAVE_INTERVAL
         if due and between_steps:
             self._postponed = done % trainer.val_check_batch == 0 and not self._postponed  # type: ignore[operator]
             if not self._postponed:
@@ -91,9 +81,5 @@ class SaveLast(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._saved_at, self._postponed = time.monotonic(), False
-        if self.stop_requested:
-            raise KeyboardInterrupt
-
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._signals.close()
+        if self.signals.requested:
+            raise StoppedError(f"Stopped after step {trainer.global_step}.", self.signals.requested)

@@ -21,6 +21,7 @@ from instruct_lm.io.run_files import BEFORE, BEST, LAST
 from instruct_lm.training.callbacks import ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast
 from instruct_lm.training.module import InstructionTuner
+from instruct_lm.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
     settings, device, folder = config.trainer, config.device, config.folder
-    own = [ValidateEvery(settings.val_interval), SaveLast(folder / LAST), SaveBest(folder / BEST)]
+    signals = StopSignals()
+    own = [signals, ValidateEvery(settings.val_interval), SaveLast(folder / LAST, signals), SaveBest(folder / BEST)]
     # An empty version: the progress bar would show any other.
     logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")

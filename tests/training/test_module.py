@@ -16,6 +16,7 @@ from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.pieces import Kind
 from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.errors import StoppedError
 from instruct_lm.fast import accelerate
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
@@ -23,6 +24,7 @@ from instruct_lm.respond import Responder
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveLast
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
+from instruct_lm.training.signals import StopSignals
 
 ARCHITECTURES = {
     "gpt2": {},
@@ -185,8 +187,9 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
 
     last = tmp_path / "last.ckpt"
     module, datamodule = build(data_file, fast=True)
-    with pytest.raises(SystemExit):
-        trainer(tmp_path, Interrupt(), SaveLast(last), **settings).fit(module, datamodule)
+    signals = StopSignals()
+    with pytest.raises(StoppedError):
+        trainer(tmp_path, Interrupt(), signals, SaveLast(last, signals), **settings).fit(module, datamodule)
     module, datamodule = build(data_file, fast=True)
     trainer(tmp_path, **settings).fit(module, datamodule, ckpt_path=last, weights_only=True)
     for name, tensor in whole.items():
