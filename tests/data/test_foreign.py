@@ -31,7 +31,7 @@ def packed(suffix):
     buffer = io.BytesIO()
     if suffix == "zip":
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr("inside.json", JSON)
+            archive.writestr(zipfile.ZipInfo("inside.json"), JSON)
     else:
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             info = tarfile.TarInfo("inside.json")
@@ -67,7 +67,7 @@ def arrow(stream):
         ('[{"a": True}]', "mixed.json", "a Python list"),
         ("\n".join(map(repr, RECORDS)), "it's.jsonl", r", line 1, column 2: this is Python dicts, one a line"),
         (LITERAL.encode("utf-16"), "utf16.json", "a Python list"),
-        (gzip.compress(LITERAL.encode()), "zipped.json.gz", "a Python list"),
+        (gzip.compress(LITERAL.encode(), mtime=0), "zipped.json.gz", "a Python list"),
         (b"\xef\xbb\xbf" + LITERAL.encode(), "marked.json", "a Python list"),
         (
             JSON[:-2] + ",\n]",
@@ -84,7 +84,7 @@ def arrow(stream):
         ("// my entries\n" + JSON, "comments.json", ", line 1, column 1: this is JSON with comments"),
         ("[ # one\n" + JSON[1:-1] + "/* end\n */ ]", "comments.json", ", line 1, column 3: this is JSON with comments"),
         (JSON.encode("latin-1"), "latin.json", r"byte 0xe9 in position .* \(line 7\): this is not UTF-8 text"),
-        (gzip.compress(JSON.encode("latin-1")), "latin.json.gz", "not UTF-8 text"),
+        (gzip.compress(JSON.encode("latin-1"), mtime=0), "latin.json.gz", "not UTF-8 text"),
         (JSON.encode("utf-16-le"), "unmarked.json", "UTF-16 text without a byte-order mark"),
         (JSON.encode("utf-16-be"), "unmarked.json", "UTF-16 text without a byte-order mark"),
         (bz2.compress(JSON.encode()), "data.json.bz2", "compressed by bzip2"),
@@ -133,7 +133,7 @@ def convert(command, folder):
         (b"\x89PNG\r\n\x1a\n", "a PDF, an image, a model or a program"),
         (b"\x28\xb5\x2f\xfd\x00", "compressed by zstd. Convert it: zstd -d < "),
         (b"PK\x03\x04 xl/workbook.xml", r"an Excel workbook \(pip install pandas openpyxl\). Convert it: python -c "),
-        (gzip.compress(packed("zip")), "a zip archive.* compressed. Unpack it: gunzip -c "),
+        (gzip.compress(packed("zip"), mtime=0), "a zip archive.* compressed. Unpack it: gunzip -c "),
     ],
 )
 def test_a_file_that_holds_no_data_is_named(tmp_path, content, what):
