@@ -4,6 +4,7 @@
 module imports no torch.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,10 @@ def _like(pattern: str, words: str) -> AfterValidator:
 
 def _absolute(source: str) -> str:
     """The absolute path of a local file or folder; other sources as they are."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if source not in BUILT_IN and path.exists() else source
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, with "\0", "~nobody"
+        if source not in BUILT_IN and (path := Path(source).expanduser()).exists():
+            return str(path.resolve())
+    return source
 
 
 Count = Annotated[int, Field(ge=1)]
