@@ -24,7 +24,7 @@ from instruct_lm.commands import runs
 from instruct_lm.commands.check_config import all_keys, find_faults, make_config, nest, no_such_key
 from instruct_lm.commands.exit_status import describe, drop_output
 from instruct_lm.config import COMMANDS, CommonConfig
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, guard_logs
 from instruct_lm.io.conf_files import CONF, choices
 from instruct_lm.io.run_files import CONFIG_FILE
 
@@ -57,6 +57,7 @@ def hydra_command(
             message on stderr.
     """
     register()
+    guard_logs()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     status, sweep = 0, None
 
