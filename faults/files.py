@@ -68,7 +68,9 @@ class Row:
         return sum(map(len, self.faults.values()))
 
 
-def run(inputs: int, seed: int, kinds: Sequence[str] = tuple(KINDS), only: int | None = None) -> list[Row]:
+def run(
+    inputs: int, seed: int, kinds: Sequence[str] = tuple(KINDS), only: int | None = None, context: str = "forkserver"
+) -> list[Row]:
     """Read hostile inputs, about `inputs` in all, and count what becomes of them.
 
     Args:
@@ -76,11 +78,12 @@ def run(inputs: int, seed: int, kinds: Sequence[str] = tuple(KINDS), only: int |
         seed: Decides all inputs.
         kinds: Some of `KINDS`.
         only: The number of the one input to read, of each kind.
+        context: How processes begin: ``forkserver``, or ``fork``.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["faults.files_preload"])
+    begin: Any = multiprocessing.get_context(context)
+    begin.set_forkserver_preload(["faults.files_preload"])
     each = -(-inputs // len(kinds))
-    return [_run_kind(context, kind, range(each) if only is None else range(only, only + 1), seed) for kind in kinds]
+    return [_run_kind(begin, kind, range(each) if only is None else range(only, only + 1), seed) for kind in kinds]
 
 
 def _run_kind(context: Any, kind: str, numbers: range, seed: int) -> Row:

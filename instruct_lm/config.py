@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from instruct_lm.errors import without_secrets
+
 BUILT_IN = ("sample", "bytes")
 """Sources that come with the package: the embedded entries, and the tokenizer of one token per byte."""
 
@@ -26,6 +28,15 @@ def _like(pattern: str, words: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _without_secret(address: str) -> str:
+    """An address, unless it holds a password, key or token: a run writes its configuration down."""
+    if without_secrets(address) != address:
+        words = "an address without password, key or token, for it is written down with the run"
+        remedy = "Put the password into ~/.netrc, or fetch the file yourself and give its path"
+        raise PydanticCustomError("secret", "Input should be {words}. {remedy}", {"words": words, "remedy": remedy})
+    return address
 
 
 def _absolute(source: str) -> str:
@@ -44,9 +55,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]  # output_dir=2024 is a name
-Source = Annotated[Text, AfterValidator(_absolute)]
+Source = Annotated[Text, AfterValidator(_without_secret), AfterValidator(_absolute)]
 Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
-Url = Annotated[str, _like("https?://.+", "an address that begins with http:// or https://")]
+Url = Annotated[
+    str, _like("https?://.+", "an address that begins with http:// or https://"), AfterValidator(_without_secret)
+]
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 Scale = Annotated[list[float], Field(min_length=2, max_length=2)]

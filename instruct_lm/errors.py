@@ -8,9 +8,11 @@ from typing import Any
 _KEPT = "\n\t\xa0\u200c\u200d\u3000"  # not printable to Python, but harmless: blanks, and joiners that scripts need
 _LINE = 4000  # characters of a message's line; the longest command that is printed to be pasted has 900
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+# Parameters named token, api_key, access-token, X-Amz-Signature, Key-Pair-Id and the like; keyword is none.
+_WORD = "(?:access|auth|api|refresh|id|secret|private)?(?:token|key|secret|sig|signature|pass|password|passwd|pwd)"
 _SECRET = re.compile(
-    r"(?<=[?&;])((?:[\w.~-]|%[0-9a-f]{2})*(?:token|key|secret|sig|pass|pwd|credential|auth|jwt|policy|x-(?:amz|goog)-)"
-    r"(?:[\w.~-]|%[0-9a-f]{2})*=)[^&;#\s'\"]+",
+    rf"(?<=[?&;])((?:[\w.~]+-|\w+_)*(?:{_WORD}|credentials?|auth|authorization|jwt|policy|x-(?:amz|goog))"
+    r"(?:[-_.][\w.~-]*)?=)[^&;#\s'\"]+(?<![.,:)])",
     re.IGNORECASE,
 )
 

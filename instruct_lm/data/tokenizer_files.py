@@ -239,7 +239,7 @@ def _read_gguf(path: Path) -> TokenizerFiles:
         name: stored.get(f"{key}_token_id")
         for name, key in zip(_NAMED, ("bos", "eos", "padding", "unknown"), strict=True)
     }
-    named = {name: tokens[i] for name, i in ids.items() if i in range(len(tokens))}
+    named = {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and i in range(len(tokens))}
     ends = [(str(path), stored[key]) for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in stored]
     add_bos = bool(stored.get("add_bos_token", pre == "llama-bpe"))  # llama.cpp's default
     definition, template = bpe_definition(vocabulary, merges, added, pre), metadata.get("tokenizer.chat_template")
