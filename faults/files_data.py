@@ -37,7 +37,29 @@ _VALUES = st.recursive(
 )
 # What is almost JSON or CSV.
 _TOKENS = st.sampled_from(
-    ["[", "]", "{", "}", ",", ":", '"', "'", "\\", "//", "/*", "#", "\n", "\r", "\t", ";", "|", " ", "null", "None", "NaN"]
+    [
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ":",
+        '"',
+        "'",
+        "\\",
+        "//",
+        "/*",
+        "#",
+        "\n",
+        "\r",
+        "\t",
+        ";",
+        "|",
+        " ",
+        "null",
+        "None",
+        "NaN",
+    ]
     + ["nan", "True", "1e999", "-", "0", '"instruction"', '"output"', '"a"', "instruction", "output", "\\ud800", "\x00"]
     + ["- a: 1", "<html>", "PK\x03\x04", "\x1f\x8b", "PAR1", "\ufeff", "\x1b[2J"]
 )
@@ -120,7 +142,9 @@ def _wrapped(random: Random) -> bytes:
 def _table(random: Random) -> bytes:
     records = random.choice((SHAPES[0], SHAPES[1], SHAPES[6], SHAPES[2]))
     text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=random.choice(",;|\t"), quoting=random.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+    writer = csv.writer(
+        text, delimiter=random.choice(",;|\t"), quoting=random.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    )
     writer.writerow(hostile(random) if random.random() < 0.1 else key for key in records[0])
     for record in records:
         writer.writerow(_cell(hostile(random) if random.random() < 0.1 else value) for value in record.values())
@@ -154,8 +178,12 @@ def _parquet(random: Random) -> bytes:
         pa.array([{"role": "user", "content": None}] * 3),
         pa.array([[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]] * 3),
     )
-    columns: list[Any] = [pa.array(["a", "b\x1b", None]) if random.random() < 0.6 else random.choice(strange) for _ in "ab"]
-    names = random.choice((["instruction", "output"], ["messages", "x"], ["a", "a"], ["\x1b[2J", ""], ["prompt", "completion"]))
+    columns: list[Any] = [
+        pa.array(["a", "b\x1b", None]) if random.random() < 0.6 else random.choice(strange) for _ in "ab"
+    ]
+    names = random.choice(
+        (["instruction", "output"], ["messages", "x"], ["a", "a"], ["\x1b[2J", ""], ["prompt", "completion"])
+    )
     buffer = io.BytesIO()
     compression = random.choice(("none", "snappy", "zstd", "gzip"))
     pq.write_table(pa.Table.from_arrays(columns, names=names), buffer, compression=compression)

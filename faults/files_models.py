@@ -18,7 +18,8 @@ from instruct_lm.errors import InputError
 
 _SIZES = {"vocab_size": 300, "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 8, "n_inner": 16}
 _LLAMA = {"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False}
-_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+_TEMPLATE += "{% if add_generation_prompt %}<|a|>{% endif %}"
 
 
 class Base:
@@ -58,7 +59,7 @@ def _open() -> ModelConfig:
 
 
 def _use(path: Path, config: Any, tokenizer: bool = True) -> None:
-    """Read a base as `train.py model=auto` does, with every tensor: each step may refuse what the one before let pass."""
+    """Read a base as `train.py model=auto` does, with every tensor; a step may refuse what the one before let pass."""
     from instruct_lm.data.prompts import get_style
     from instruct_lm.data.tokenizer import load_tokenizer
     from instruct_lm.model.description import complete
@@ -94,7 +95,11 @@ def safetensors(random: Random, folder: Path) -> Callable[[], object]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, values in model.hub.items():
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [len(data), len(data) + values.nbytes]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(values.shape),
+            "data_offsets": [len(data), len(data) + values.nbytes],
+        }
         data += values.tobytes()
     if random.random() < 0.6:
         header = mutate_value(random, header, random.choice((1, 1, 3)))
@@ -113,10 +118,14 @@ def safetensors(random: Random, folder: Path) -> Callable[[], object]:
             entry |= random.choice(changes)
     text = dump(random, header)
     length = len(text) if random.random() < 0.85 else random.choice(MAGIC)
-    content = struct.pack("<Q", length) + text + (data if random.random() < 0.95 else data[: random.randrange(len(data))])
+    content = (
+        struct.pack("<Q", length) + text + (data if random.random() < 0.95 else data[: random.randrange(len(data))])
+    )
     if random.random() < 0.4:
         content = mutate_bytes(random, content)
-    path = folder / random.choice(("model.safetensors",) * 8 + ("m\x1b[2J.safetensors", "model-00001-of-00002.safetensors"))
+    path = folder / random.choice(
+        ("model.safetensors",) * 8 + ("m\x1b[2J.safetensors", "model-00001-of-00002.safetensors")
+    )
     path.write_bytes(content)
     (folder / "config.json").write_text(json.dumps(model.description))
     return lambda: _use(random.choice((path, folder)), model.config, tokenizer=False)
@@ -174,12 +183,16 @@ def gguf(random: Random, folder: Path) -> Callable[[], object]:
     for name, values in model.gguf.items():
         shape, kind, offset = list(values.shape[::-1]), 0, len(data)
         if random.random() < 0.02:
-            shape = random.choice(([], [0], [2**40, 2**40], [random.choice(MAGIC), 1], [0, 2**62], [1] * 100, shape[:1]))
+            shape = random.choice(
+                ([], [0], [2**40, 2**40], [random.choice(MAGIC), 1], [0, 2**62], [1] * 100, shape[:1])
+            )
         if random.random() < 0.02:
             kind = random.choice((*range(42), 2**32 - 1))
         if random.random() < 0.02:
             offset = random.choice(MAGIC)
-        stored.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *(n % 2**64 for n in shape), kind, offset))
+        stored.append(
+            _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *(n % 2**64 for n in shape), kind, offset)
+        )
         data += values.tobytes() + b"\0" * (-values.nbytes % 32)
     if random.random() < 0.05:
         stored.append(random.choice(stored))
@@ -219,7 +232,9 @@ def index(random: Random, folder: Path) -> Callable[[], object]:
         content = json.dumps(value).encode()
         if name == damaged:
             if random.random() < 0.3 and name == "model.safetensors.index.json":
-                places[random.choice(names)] = random.choice((*PATHS, "../model.safetensors", "/x.safetensors", 5, None))  # type: ignore[assignment]
+                places[random.choice(names)] = random.choice(
+                    (*PATHS, "../model.safetensors", "/x.safetensors", 5, None)
+                )  # type: ignore[assignment]
             content = dump(random, mutate_value(random, value, random.choice((1, 1, 2, 5))))
             content = mutate_bytes(random, content) if random.random() < 0.3 else content
         (folder / name).write_bytes(content)

@@ -97,7 +97,9 @@ def mutate_bytes(random: Random, content: bytes, times: int | None = None) -> by
             data[at:at] = data[at : at + length] * random.choice((1, 3))
         elif what == 4:
             width = random.choice((1, 2, 4, 8))
-            data[at : at + width] = (random.choice(MAGIC) % 256**width).to_bytes(width, random.choice(("little", "big")))
+            data[at : at + width] = (random.choice(MAGIC) % 256**width).to_bytes(
+                width, random.choice(("little", "big"))
+            )
         elif what == 5:
             data[at : at + length] = random.randbytes(length)
         else:

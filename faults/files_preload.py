@@ -4,7 +4,7 @@ import os
 
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own pool reserves a gigabyte of addresses
 
-from instruct_lm.commands import hydra_app, runs  # noqa: E402, F401
-from instruct_lm.data import dataset, encoding, prompts, tokenizer  # noqa: E402, F401
-from instruct_lm.evaluation.judges import parsing  # noqa: E402, F401
-from instruct_lm.model import description, pretrained  # noqa: E402, F401
+from instruct_lm.commands import hydra_app, runs  # noqa: F401
+from instruct_lm.data import dataset, encoding, prompts, tokenizer  # noqa: F401
+from instruct_lm.evaluation.judges import parsing  # noqa: F401
+from instruct_lm.model import description, pretrained  # noqa: F401

