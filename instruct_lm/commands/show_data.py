@@ -70,9 +70,8 @@ def _show(options: argparse.Namespace) -> None:
     style = get_style(options.style, tokenizer)
     splits = split(conversations)
 
-    print(
-        f"{presentable(options.source)}: {len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids"
-    )
+    about = f"{len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids"
+    print(f"{presentable(options.source)}: {about}")
     print(*(line for _, line in report), sep="\n")
     print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
     for name, part in splits._asdict().items():

@@ -1,7 +1,7 @@
 """Verification of a file's sha256 and kind, with its hash recorded beside it.
 
-A file in the cache is hashed once in each process that uses it, which takes a second for a gigabyte or two: bits flip on
-disks, and a weight that is wrong by one of them is still a number.
+A file in the cache is hashed once in each process that uses it, which takes a second for a gigabyte or two: bits flip
+on disks, and a weight that is wrong by one of them is still a number.
 """
 
 import contextlib
