@@ -37,7 +37,7 @@ KINDS: dict[str, Kind] = {
     "index": files_models.index,
 }
 SLOW = 10.0  # seconds of CPU time of one input, since machines are shared
-HANG = 120.0  # seconds in all, after which its process is ended
+HANG = 600.0  # seconds in all, after which its process is ended
 MEMORY = 10**9  # bytes that all inputs of a kind may take
 
 

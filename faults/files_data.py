@@ -71,7 +71,7 @@ def data(random: Random, folder: Path) -> Callable[[], object]:
         name, content = f"{name}.gz", gzip.compress(content, 1)
         if random.random() < 0.5:
             content = mutate_bytes(random, content)
-    elif random.random() < 0.01:
+    elif random.random() < 0.003:
         content = _bomb(random.choice((b"[", b"0 ", b'{"a":"', b'"', b"a,b\n", b"[],", b'a,b\n"')), random)
     path = folder / name
     path.write_bytes(content)
