@@ -318,3 +318,12 @@ def test_a_gguf_whose_tokenizer_is_of_other_types_is_refused(
     monkeypatch.setattr(tokenizer_files, "read_gguf", lambda path: SimpleNamespace(metadata=metadata))
     with pytest.raises(InputError, match=rf"tokenizer\.ggml\.{key} is no list of (int|str): fetch it anew"):
         load_tokenizer(path)
+
+
+def test_a_gguf_whose_end_token_is_no_whole_number_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a"], "token_type": [1], "merges": []}
+    metadata = {f"tokenizer.ggml.{name}": each for name, each in (metadata | {"bos_token_id": 0.0}).items()}
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr(tokenizer_files, "read_gguf", lambda path: SimpleNamespace(metadata=metadata))
+    assert tokenizer_files.read_tokenizer(path).named == {}
