@@ -51,9 +51,10 @@ def test_what_is_no_plain_value_is_refused(tmp_path: Path, text: str | bytes, fa
 
 def test_an_interpolation_in_a_strangers_run_is_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_MINE", "xyzzy")
-    (tmp_path / ".hydra").mkdir()
+    run = tmp_path / "run"  # not tmp_path itself, beside which other tests look for runs
+    (run / ".hydra").mkdir(parents=True)
     text = "data: {source: 'https://host/${oc.env:SECRET_OF_MINE}/a.json'}"
-    (tmp_path / ".hydra/config.yaml").write_text(text, encoding="utf-8")
+    (run / ".hydra/config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="would be filled in from this machine") as caught:
-        load_run_config(tmp_path)
+        load_run_config(run)
     assert "xyzzy" not in str(caught.value)
