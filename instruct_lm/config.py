@@ -4,6 +4,7 @@
 module imports no torch.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from instruct_lm.errors import without_secrets
 
 BUILT_IN = ("sample", "bytes")
 """Sources that come with the package: the embedded entries, and the tokenizer of one token per byte."""
@@ -27,10 +30,17 @@ def _like(pattern: str, words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _public(address: str) -> str:
+    if without_secrets(address) != address:  # a run writes its configuration down
+        raise PydanticCustomError("secret", "Input should be free of passwords and keys: use ~/.netrc or a file")
+    return address
+
+
 def _absolute(source: str) -> str:
     """The absolute path of a local file or folder; other sources as they are."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if source not in BUILT_IN and path.exists() else source
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # not there, a name too long, with "\0", "~nobody"
+        return source if source in BUILT_IN else str(Path(source).expanduser().resolve(strict=True))
+    return source
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -41,9 +51,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]  # output_dir=2024 is a name
-Source = Annotated[Text, AfterValidator(_absolute)]
+Source = Annotated[Text, AfterValidator(_public), AfterValidator(_absolute)]
 Sha256 = Annotated[str, _like("[0-9a-f]{64}", "64 hexadecimal digits")]
-Url = Annotated[str, _like("https?://.+", "an address that begins with http:// or https://")]
+Web = _like("https?://.+", "an address that begins with http:// or https://")
+Url = Annotated[str, Web, AfterValidator(_public)]
 Devices = Annotated[int | str, _like(r"[1-9]\d*|auto|\d+(,\d+)+", 'a number of devices, auto, or ids such as "0,1"')]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Scale = Annotated[list[float], Field(min_length=2, max_length=2)]

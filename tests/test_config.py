@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_lm.commands.build import choose_accelerator
-from instruct_lm.commands.check_config import all_keys, make_config, nest
+from instruct_lm.commands.check_config import all_keys, find_faults, make_config, nest
 from instruct_lm.config import (
     COMMANDS,
     DataConfig,
@@ -440,3 +440,24 @@ def test_a_rubric_and_a_prompt_of_ones_own() -> None:
     assert (own.prompt, own.scale) == ('Rate {response}: {"score": 1}', [0, 10])
     plain = typed("evaluate", "judge=openai", "judge.temperature=null", "judge.seed=null").judge
     assert (plain.temperature, plain.seed, plain.max_tokens) == (None, None, 2048)
+
+
+@pytest.mark.parametrize(
+    ("key", "address"),
+    [
+        ("data.source", "https://me:pw123@host/data.json"),
+        ("data.source", "https://host/data.json?X-Amz-Signature=pw123"),
+        ("model.weights", "https://host/m.gguf?token=pw123"),
+        ("mirror", "https://pw123@host"),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_not_shown(key: str, address: str) -> None:
+    faults = find_faults(TrainConfig, nest({key: address}))
+    message = str(InputError(faults[key]))
+    assert "must be free of passwords and keys" in message
+    assert "~/.netrc" in message
+    assert "pw123" not in message
+
+
+def test_a_name_that_is_too_long_for_a_path_is_a_value_like_any_other() -> None:
+    assert "data.source" not in find_faults(TrainConfig, nest({"data.source": "x" * 5000}))

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from instruct_lm.errors import InputError, RunError, StoppedError
+from instruct_lm.errors import InputError, RunError, StoppedError, guard_logs, presentable
 
 
 def describe(error: BaseException) -> tuple[int, str]:
@@ -17,7 +17,7 @@ def describe(error: BaseException) -> tuple[int, str]:
         return 2 if isinstance(error, InputError) else 1, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 1, "Interrupted."
-    return 1, "".join(traceback.format_exception(error)).rstrip()
+    return 1, presentable("".join(traceback.format_exception(error)).rstrip())
 
 
 def drop_output() -> None:
@@ -27,6 +27,7 @@ def drop_output() -> None:
 
 def exit_status(job: Callable[..., object], *args: Any) -> int:
     """Call `job(*args)` and return the exit status, after a message on stderr where it failed."""
+    guard_logs()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every stream is UTF-8

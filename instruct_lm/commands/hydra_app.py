@@ -21,7 +21,7 @@ from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
 from instruct_lm.commands.exit_status import describe, drop_output
 from instruct_lm.config import COMMANDS, CommonConfig
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, guard_logs
 from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.run_files import CONFIG_FILE
 
@@ -54,6 +54,7 @@ def hydra_command(
             message on stderr.
     """
     register()
+    guard_logs()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     status, sweep = 0, None
 

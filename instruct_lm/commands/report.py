@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from instruct_lm.commands.exit_status import exit_status
-from instruct_lm.errors import InputError
+from instruct_lm.errors import InputError, visible
 from instruct_lm.io.files import write_text
 
 
@@ -46,8 +46,8 @@ def write_report(
     comparison = compare(evaluations, baselines)
     if waiting:
         commands = "\n".join(f"  python evaluate.py run={run}" for run in waiting)
-        print(f"Left out, since they are not evaluated yet:\n{commands}", file=sys.stderr)
-    print(terminal(comparison, shutil.get_terminal_size().columns))
+        print(visible(f"Left out, since they are not evaluated yet:\n{commands}"), file=sys.stderr)
+    print(visible(terminal(comparison, shutil.get_terminal_size().columns)))
     names = [setting.name for setting in comparison.settings]
     title = title or f"Evaluation of {', '.join(names) if len(names) < 4 else f'{len(names)} settings'}"
     if html or svg:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lm.commands.check_config import make_config, nest
 from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import sha256_of, write_json, write_text
+from instruct_lm.io.plain_yaml import read_plain_yaml
 from instruct_lm.io.run_files import CONFIG_FILE, LAST, MADE_FROM, SUMMARY
 
 FromRun = TypeVar("FromRun", EvaluateConfig, ExportConfig)
@@ -64,9 +63,9 @@ def load_run_config(run: str | Path) -> TrainConfig:
     folder = find_run(run)
     path = folder / CONFIG_FILE
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = read_plain_yaml(path)
         return make_config(TrainConfig, {**values, "output_dir": str(folder)}, combinations=False)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, TypeError, InputError) as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{path} is damaged or of another version: train anew, or correct it.\n{error}") from error
 
 

@@ -17,7 +17,7 @@ from instruct_lm.data.encoding import OVERLONG, encode_conversations
 from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
-from instruct_lm.errors import InputError, listing
+from instruct_lm.errors import InputError, listing, presentable, visible
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.sources import default_cache_dir
 
@@ -70,7 +70,8 @@ def _show(options: argparse.Namespace) -> None:
     style = get_style(options.style, tokenizer)
     splits = split(conversations)
 
-    print(f"{options.source}: {len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids")
+    about = f"{len(conversations)} entries, style {style.name}, {tokenizer.vocab_size} token ids"
+    print(f"{presentable(options.source)}: {about}")
     print(*(line for _, line in report), sep="\n")
     print(f"\n{'split':<12}{'entries':>8}{'dropped':>9}{'cut':>6}{'tokens':>10}{'mean':>8}{'max':>6}{'trained':>9}")
     for name, part in splits._asdict().items():
@@ -104,7 +105,7 @@ def render(row: EncodedExample, weights: np.ndarray, tokenizer: Tokenizer, colou
     spans = []
     for weight, pairs in groupby(zip(weights.tolist(), row.input_ids.tolist(), strict=True), key=lambda pair: pair[0]):
         text = tokenizer.decode(token for _, token in pairs)
-        text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)  # no escape sequences
+        text = visible(text)
         spans.append(f"{_COLOURS.get(weight, chr(27) + '[33m')}{text}\x1b[0m" if colour else f"[{weight:g}|{text}]")
     return "".join(spans)
 
@@ -119,7 +120,7 @@ def _tokenizer(source: str | None) -> Tokenizer:
             tokenizer = load_tokenizer(path)
         except InputError:  # another kind of tokenizer, such as that of a judge's model
             continue
-        print(f"tokenizer: {path} (choose another with --tokenizer)")
+        print(f"tokenizer: {visible(str(path))} (choose another with --tokenizer)")
         return tokenizer
     print("tokenizer: bytes, one token a byte. Give --tokenizer merges.txt or a .gguf to see what a real model sees.")
     return load_tokenizer("bytes")

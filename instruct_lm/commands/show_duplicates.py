@@ -66,7 +66,7 @@ def show_duplicates(splits: Splits, threshold: float | None, file: str | None) -
     counted = [{"splits": list(kind), "pairs": counts[kind]} for kind in kinds]
     report = {"threshold": threshold, "entries": len(entries), "counts": counted, "pairs": found}
     if file == "-":
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(report, indent=2))
         return
     _print_table(report)
     if file is not None:

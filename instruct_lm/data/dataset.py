@@ -13,10 +13,11 @@ from instruct_lm.data.files import read_records
 from instruct_lm.data.records import RecordReader, Unusable
 from instruct_lm.data.shapes import Malformed, shown, shown_columns, suggested_columns
 from instruct_lm.data.wrapped import unwrapped
-from instruct_lm.errors import InputError, listing
+from instruct_lm.errors import InputError, listing, presentable
 
 log = logging.getLogger(__name__)
 
+_MOST_FAULTS = 10  # in one message
 _SAMPLE = Path(__file__).with_name("sample.json")
 
 
@@ -92,30 +93,48 @@ def read_conversations(
         name, records = str(path), unwrapped(read_records(path), path, reader.columns, report)
     else:
         name, records = "the list of entries", iter([("", entry) for entry in source])
-    conversations, malformed, left_out, count = [], [], [], 0
+    conversations, malformed, left_out, count = [], _Faults(), _Faults(), 0
     for count, (place, record) in enumerate(islice(records, limit), start=1):
         try:
             conversations.append(reader.read(record, count))
         except Malformed as error:
-            malformed.append(f"entry {count}{place}: {error}")
+            malformed.add(f"entry {count}{place}: {error}")
         except Unusable as error:
-            left_out.append(f"entry {count}{place}: {error}")
+            left_out.add(f"entry {count}{place}: {error}")
     if not count:
         raise InputError(f"{name} holds no entries.")
-    if malformed:
-        summary = f"{name}: {len(malformed)} of {count} entries are malformed. {_remedy(name, reader)}"
-        raise InputError("\n  ".join([summary, *listing(malformed)]))
+    if malformed.count:
+        summary = f"{name}: {malformed.count} of {count} entries are malformed. {_remedy(name, reader)}"
+        raise InputError("\n  ".join([summary, *malformed.listing()]))
     _check_columns_used(name, reader)
-    if left_out and (unusable == "error" or not conversations):
+    if left_out.count and (unusable == "error" or not conversations):
         remedy = "Correct them" + (", or drop them with data.unusable=drop." if conversations else ".")
-        summary = f"{name}: {len(left_out)} of {count} entries are unusable. {remedy}"
-        raise InputError("\n  ".join([summary, *listing(left_out)]))
+        summary = f"{name}: {left_out.count} of {count} entries are unusable. {remedy}"
+        raise InputError("\n  ".join([summary, *left_out.listing()]))
     turns = sum(len(conversation.turns) for conversation in conversations)
     report.append((logging.INFO, f"{_taken(count, reader)}: {len(conversations)} conversations, {turns} turns"))
-    if left_out:
-        dropped = f"{len(left_out)} of {count} entries are unusable and dropped (data.unusable=drop): "
-        report.append((logging.WARNING, dropped + "; ".join(listing(left_out))))
-    return Loaded(conversations, [*report, *_remarks(reader)])
+    if left_out.count:
+        dropped = f"{left_out.count} of {count} entries are unusable and dropped (data.unusable=drop): "
+        report.append((logging.WARNING, dropped + "; ".join(left_out.listing())))
+    report += _remarks(reader)
+    return Loaded(conversations, [(level, presentable(line)) for level, line in report])
+
+
+class _Faults:
+    """The first faults, and the number of all: a file of a gigabyte may have a fault in every line."""
+
+    def __init__(self) -> None:
+        self.first: list[str] = []
+        self.count = 0
+
+    def add(self, words: str) -> None:
+        self.count += 1
+        if len(self.first) < _MOST_FAULTS:
+            self.first.append(words)
+
+    def listing(self) -> list[str]:
+        rest = self.count - len(self.first)
+        return [*self.first, f"and {rest} more"] if rest else self.first
 
 
 def _remedy(name: str, reader: RecordReader) -> str:
@@ -165,13 +184,10 @@ def _remarks(reader: RecordReader) -> Iterator[tuple[int, str]]:
         "unused": (logging.WARNING, "keys that nothing uses: {}"),
     }
     for kind, (level, line) in lines.items():
-        found = [
-            f"{name} ({n} {'entry' if n == 1 else 'entries'})"
-            for (of, name), n in reader.counts.most_common()
-            if of == kind
-        ]
+        found = [(name, n) for (of, name), n in reader.counts.most_common() if of == kind]
         if found:
-            yield level, line.format(", ".join(listing(found)))
+            named = [f"{shown([name])} ({n} {'entry' if n == 1 else 'entries'})" for name, n in found]
+            yield level, line.format(", ".join(listing(named)))
 
 
 class Splits(NamedTuple):

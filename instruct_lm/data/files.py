@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -25,7 +26,8 @@ _HEAD = 1 << 16  # bytes that say what a file is
 _CHUNK = 1 << 20  # characters of JSON read at a time
 _ROWS = 256  # of Parquet read at a time
 _TOKEN = 16  # characters: longer than any JSON token but a string
-_CELL_LIMIT = 2**31 - 1  # the largest that the csv module takes on every platform
+_LONGEST = 1 << 28  # characters of a JSON value or a cell of CSV: a quote that is never closed must not take all memory
+_BOMB, _BOMB_RATIO = 1 << 20, 200  # bytes unpacked, and their number for each packed one; text has 3 to 20
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")  # JSON's whitespace, which is not Unicode's
 _REMEDIES = {  # by the decoder's words
     "Invalid \\escape": "a backslash in a text is written \\\\",
@@ -58,7 +60,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with path.open("rb") as raw:
             gzipped = raw.peek(2)[:2] == GZIP
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if gzipped else raw)
+            stream = cast(BinaryIO, _Unpacked(raw, path) if gzipped else raw)
             head = stream.read(_HEAD)
             stream.seek(0)
             if head.startswith(PARQUET):
@@ -77,6 +79,26 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: its gzip data is damaged ({error}): fetch or compress it again.") from error
     except OSError as error:
         raise InputError(f"data file {path}: {error.strerror or error}.") from error
+
+
+class _Unpacked(gzip.GzipFile):
+    """What gzip has compressed, as long as it is no more than data can be compressed."""
+
+    def __init__(self, packed: BinaryIO, path: Path) -> None:
+        super().__init__(fileobj=packed)
+        self._packed, self._path = packed, path
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def _checked(self, chunk: bytes) -> bytes:
+        if (size := self.tell()) > _BOMB and size > _BOMB_RATIO * self._packed.tell():
+            sizes = f"{self._packed.tell()} bytes become more than {size}"
+            raise InputError(f"{self._path}: {sizes}, as no data do but one record many times. Unpack it to use it.")
+        return chunk
 
 
 def _text_records(text: TextIO, head: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -124,7 +146,7 @@ def _header(head: str, separator: str) -> list[str]:
 
 def _csv(text: TextIO, separator: str, path: Path) -> Iterator[tuple[str, Any]]:
     """Rows as dicts. In strict mode, for else a quote that is never closed swallows the rest of the file."""
-    csv.field_size_limit(_CELL_LIMIT)
+    csv.field_size_limit(_LONGEST)
     reader = csv.reader(text, delimiter=separator, strict=True)
     rows = filter(None, reader)  # blank lines are no rows
     try:
@@ -142,13 +164,12 @@ def _csv(text: TextIO, separator: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _check_names(names: list[str], path: Path) -> None:
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path}: more than one column is named {', '.join(repeated)}. Rename or remove one.")
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise InputError(f"{path}: more than one column is named {', '.join(listing(repeated))}. Rename or remove one.")
 
 
 def _parquet(stream: BinaryIO, path: Path, gzipped: bool) -> Iterator[tuple[str, Any]]:
-    import pyarrow  # here: most runs need none of it
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ParquetFile  # here: most runs need none of it
 
     with tempfile.TemporaryFile() as unpacked:
         if gzipped:  # Parquet is read from its end
@@ -160,8 +181,8 @@ def _parquet(stream: BinaryIO, path: Path, gzipped: bool) -> Iterator[tuple[str,
                 yield from (("", row) for row in batch.to_pylist())
         except InputError:
             raise
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            fault = str(error).splitlines()[0].rstrip(".")
+        except Exception as error:  # Arrow raises a dozen kinds, and those of dates and time zones
+            fault = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(f"{path}: its Parquet data is damaged ({fault}). Fetch or write it again.") from error
 
 
@@ -230,6 +251,9 @@ class _JsonReader:
 
     def _read_on(self) -> bool:
         """Drop what was read and read as much again as is left, at least a chunk; False at the end of the file."""
+        if len(self.buffer) - self.position > _LONGEST:
+            fault = f"a value is longer than {_LONGEST} characters, or a quote or bracket is never closed"
+            raise InputError(f"{self.path}, line {self.line}: {fault}. Write a list of entries, or an entry a line.")
         chunk = self.text.read(max(_CHUNK, len(self.buffer) - self.position))
         if chunk:
             self.buffer = self.buffer[self.position :] + chunk

@@ -89,6 +89,10 @@ _KINDS: tuple[tuple[str, Foreign], ...] = (
         r"PK\x03\x04[\s\S]*xl/",
         Foreign("an Excel workbook (pip install pandas openpyxl)", python_command(_EXCEL), ".csv"),
     ),
+    (
+        r"PK\x03\x04[\s\S]*data\.pkl",
+        Foreign("a file of PyTorch, in which a pickle can run any code. Write its data as JSON where you trust it"),
+    ),
     (r"PK\x03\x04", Foreign("a zip archive. Give the file inside", "python -m zipfile -e {path} .", None)),
     (r"[\s\S]{257}ustar", Foreign("a tar archive. Give the file inside", "tar -xf {path}", None)),
     (
@@ -96,6 +100,10 @@ _KINDS: tuple[tuple[str, Foreign], ...] = (
         Foreign("an SQLite database. The command takes its first table", python_command(_SQLITE) + " {path}"),
     ),
     (r"\x80[\x02-\x05]", Foreign("a Python pickle: opening it can run any code", python_command(_PICKLE))),
+    (
+        r"\x93NUMPY",
+        Foreign("an array of NumPy, in which a pickle can run any code. Write its data as JSON where you trust it"),
+    ),
     (r"ARROW1", Foreign("an Arrow file", python_command(_ARROW.format("file")), ".parquet")),
     (r"\xff\xff\xff\xff", Foreign("an Arrow stream", python_command(_ARROW.format("stream")), ".parquet")),
     (r"BZh", Foreign("compressed by bzip2", "bunzip2", "")),

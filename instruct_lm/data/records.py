@@ -201,7 +201,7 @@ def _items(value: Any, field: str) -> list[Any]:
         return []
     if isinstance(value, str):
         for parse in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 value = parse(value)
                 break
     if not isinstance(value, (list, tuple)):

@@ -225,7 +225,13 @@ def _read_gguf(path: Path) -> TokenizerFiles:
         raise InputError(f"{path} has no 'tokenizer.ggml.{error.args[0]}', so it holds no BPE tokenizer.") from error
     if model != "gpt2" or pre not in PRE_TOKENIZERS:
         supported = f"supported is gpt2 with {', '.join(PRE_TOKENIZERS)}"
-        raise InputError(f"{path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; {supported}.")
+        raise InputError(
+            f"{path}: tokenizer {model!r:.40} with pre-tokenizer {pre!r:.40} is not supported; {supported}."
+        )
+    for key, items in {"tokens": tokens, "token_type": kinds, "merges": merges}.items():
+        kind = int if key == "token_type" else str
+        if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+            raise InputError(f"{path}: tokenizer.ggml.{key} is no list of {kind.__name__}: fetch it anew.")
     if len(tokens) != len(kinds):
         raise InputError(f"{path} has {len(tokens)} tokens and {len(kinds)} token types: fetch it anew.")
     # Token types (llama.cpp's `llama_token_type`): 1 text, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
@@ -235,8 +241,9 @@ def _read_gguf(path: Path) -> TokenizerFiles:
         name: stored.get(f"{key}_token_id")
         for name, key in zip(_NAMED, ("bos", "eos", "padding", "unknown"), strict=True)
     }
-    named = {name: tokens[i] for name, i in ids.items() if i in range(len(tokens))}
+    named = {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and i in range(len(tokens))}
     ends = [(str(path), stored[key]) for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in stored]
     add_bos = bool(stored.get("add_bos_token", pre == "llama-bpe"))  # llama.cpp's default
     definition, template = bpe_definition(vocabulary, merges, added, pre), metadata.get("tokenizer.chat_template")
+    template = template if isinstance(template, str) else None
     return TokenizerFiles(f"gguf-{pre}", str(path), definition, ends, named, add_bos, template)

@@ -1,9 +1,10 @@
 """From sources to verified local files: one step for several sources, with one progress bar and one message.
 
 Files beside a cached file `x`: `x.part` (an unfinished download, which the next process resumes), `x.part.etag` (the
-version that the part belongs to), `x.lock`, and `x.sha256` (its hash, so that it is computed once). Beside the folder
-`x` of a repository: `x.complete` (the names of its files). A file is verified once, before it is moved into place, and
-not fetched again: delete it to update a moving revision such as `main`.
+version that the part belongs to), `x.lock`, and `x.sha256` (its hash, by which a flipped bit is noticed). Beside the
+folder `x` of a repository: `x.complete` (the names of its files). A file is verified before it is moved into place and
+once in each process that uses it; it is fetched again only where it is damaged: delete it to update a moving revision
+such as `main`.
 """
 
 import re

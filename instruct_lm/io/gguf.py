@@ -54,7 +54,8 @@ class GGUFHeader:
         """Look whether all tensors can be read, before any is.
 
         Raises:
-            InputError: The `gguf` package does not dequantise a type, or the file ends before its last tensor.
+            InputError: The `gguf` package does not dequantise a type, the file ends before its last tensor, or its
+                tensors overlap, which lets a small file ask for any amount of memory.
         """
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -64,14 +65,19 @@ class GGUFHeader:
             with contextlib.suppress(NotImplementedError):
                 dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
                 readable.add(kind.value)
+        stored_bytes = 0
         for name, tensor in self.tensors.items():
             if tensor.kind not in readable:
                 stored = names.get(tensor.kind, f"number {tensor.kind}")
                 remedy = "Take a file of this base in q8_0, q4_0, q4_1, q4_K, q6_K, f16, bf16 or f32"
                 raise InputError(f"{self.path}: tensor {name} is of type {stored}, which is not read here. {remedy}.")
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
-            if (end := tensor.start + math.prod(tensor.shape) // block * block_bytes) > size:
+            n_bytes = math.prod(tensor.shape) // block * block_bytes
+            if (end := tensor.start + n_bytes) > size:
                 raise InputError(f"{self.path}: tensor {name} ends at byte {end}, the file at {size}. Fetch it again.")
+            stored_bytes += n_bytes
+        if stored_bytes > size:
+            raise InputError(f"{self.path}: its tensors have {stored_bytes} bytes, the file {size}. Fetch it again.")
 
     def read(self, name: str) -> np.ndarray:
         """Read a tensor, dequantised to a float32 array of its shape.
@@ -83,14 +89,20 @@ class GGUFHeader:
 
         tensor = self.tensors[name]
         try:
+            if not tensor.shape:
+                raise ValueError("it has no dimensions")
             kind = GGMLQuantizationType(tensor.kind)
             block, block_bytes = GGML_QUANT_SIZES[kind]
+            if tensor.start + math.prod(tensor.shape) // block * block_bytes > self.path.stat().st_size:
+                raise ValueError("the file ends before it")
             rows = math.prod(tensor.shape[:-1])
             merged = math.gcd(rows, 128)  # `dequantize` takes 16 rows at a time; merging rows makes it 5 times as fast
             shape = (rows // merged, merged * tensor.shape[-1] // block * block_bytes)
             stored = np.asarray(np.memmap(self.path, np.uint8, "r", tensor.start, shape))
-            return np.require(dequantize(stored, kind).reshape(tensor.shape), np.float32, ["C", "W"])
-        except (ValueError, KeyError, NotImplementedError) as error:
+            with np.errstate(all="ignore"):  # of damaged scales; whoever uses the numbers looks at them
+                values = dequantize(stored, kind)
+            return np.require(values.reshape(tensor.shape), np.float32, ["C", "W"])
+        except (ValueError, KeyError, OverflowError, NotImplementedError, OSError) as error:
             raise InputError(f"{self.path}: tensor {name} cannot be read: {error}") from error
 
 
@@ -98,13 +110,15 @@ def read_gguf(path: Path) -> GGUFHeader:
     """Read the header of a GGUF file.
 
     Raises:
-        InputError: The file is not GGUF version 2 or 3, or ends too early.
+        InputError: The file is missing, is not GGUF version 2 or 3, or ends too early.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(data).header(path)
     except (struct.error, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is not a complete GGUF file (version 2 or 3): {error}. Fetch it again.") from error
+    except OSError as error:
+        raise InputError(f"GGUF file {path}: {error.strerror or error}.") from error
 
 
 class _Reader:
@@ -143,8 +157,10 @@ class _Reader:
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
-        if kind != _ARRAY:
+        if kind in _NUMBERS:
             return self.numbers(_NUMBERS[kind])[0]
+        if kind != _ARRAY:
+            raise ValueError(f"a value is of type {kind}")
         item, count = self.numbers("IQ")
         if item in _NUMBERS:
             return list(self.numbers(f"{count}{_NUMBERS[item]}"))

@@ -152,7 +152,7 @@ def remote_size(url: str, auth: Auth | None, login: str) -> int | None:
             check_status(response, login)
             return _stated_size(response)
 
-    return repeat(attempt, url.rpartition("/")[2])
+    return repeat(attempt, shown_url(url).rpartition("/")[2])
 
 
 def _stated_size(response: requests.Response) -> int | None:

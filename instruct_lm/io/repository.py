@@ -12,7 +12,7 @@ from pathlib import Path
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_text
 from instruct_lm.io.network import NotThereError
-from instruct_lm.io.verification import beside
+from instruct_lm.io.verification import beside, in_place, is_damaged
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OPTIONAL = (
@@ -53,9 +53,21 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether all the files are there that the repository was found to have."""
-    marker = beside(folder, ".complete")
-    return marker.is_file() and all((folder / name).is_file() for name in marker.read_text().split())
+    """Whether all the files are there, and undamaged, that the repository was found to have."""
+    names = _names(folder)
+    return bool(names) and all(in_place(folder / name, None) for name in names)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """The names of the files whose content has changed on the disk by itself."""
+    return [name for name in _names(folder) if (folder / name).is_file() and is_damaged(folder / name)]
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of the files that the repository was found to have; none where that is not known."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return [name for name in beside(folder, ".complete").read_text().split() if Path(name).name == name]
+    return []
 
 
 def mark_complete(folder: Path, names: list[str]) -> None:

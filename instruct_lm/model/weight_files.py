@@ -17,7 +17,7 @@ from instruct_lm.io.gguf import read_gguf
 SINGLE = "model.safetensors"
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
 _FORMS = f"give a folder with {SINGLE} or with shards and {INDEX}, such a file, or a .gguf file"
 
 

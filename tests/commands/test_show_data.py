@@ -187,3 +187,17 @@ def test_near_duplicates_as_json(leaking, capsys, tmp_path, monkeypatch):
     assert main([source, "--duplicates", "1", "--json", "pairs.json"]) == 0
     assert capsys.readouterr().out.endswith("and 1 more; --json FILE writes all\n\nAll 2 pairs: pairs.json\n")
     assert json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8")) == report
+
+
+def test_a_hostile_file_writes_nothing_to_the_terminal(tmp_path, capfd):
+    """Neither its name nor its keys, its texts, or the message when it is malformed."""
+    entries = [{"instruction": f"Say \x1b[2J {i}.", "output": "\x9b2J\u202e", "\x1b]0;title\x07": 1} for i in range(20)]
+    path = tmp_path / "e\x1b[2Jvil.json"
+    path.write_text(json.dumps(entries))
+    assert main([str(path), "--tokenizer", "bytes"]) == 0
+    path.write_text('[{"\\u001b[2J": "\\u009b"}]')
+    assert main([str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert "e\\x1b[2Jvil.json" in out
+    assert "e\\x1b[2Jvil.json" in err
+    assert all(c.isprintable() or c in "\n\t" for c in out + err)

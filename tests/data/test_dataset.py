@@ -383,3 +383,20 @@ def test_the_1100_entries_split_and_repeat_as_published(shared_dir):
     for duplicate in duplicates:
         text = [text.casefold().split() for text in duplicate.first.turns[0]]
         assert texts.count(text) == sum(map(len, duplicate.places.values())) >= 2
+
+
+def test_a_million_faults_are_counted_and_ten_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text("0 " * 100_000)
+    with pytest.raises(InputError, match="100000 of 100000 entries are malformed") as caught:
+        load_conversations(path)
+    assert len(str(caught.value).splitlines()) == 12
+    assert "and 99990 more" in str(caught.value)
+
+
+def test_what_a_file_holds_writes_nothing_to_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    entry = {"instruction": "x", "output": "y", "\x1b[2J": 1, "input": "<\x9bnone>"}
+    with caplog.at_level("INFO"):
+        load_conversations([entry])
+    assert "\\x1b[2J" in caplog.text
+    assert not {"\x1b", "\x9b"} & set(caplog.text)

@@ -203,3 +203,37 @@ def test_missing_file_and_folder(tmp_path):
         list(read_records(tmp_path / "gone.json"))
     with pytest.raises(InputError, match=f"{tmp_path.name}: "):
         list(read_records(tmp_path))
+
+
+@pytest.mark.parametrize("piece", [b"0 ", b'"', b"a,b\n", b"[],", b" "])
+def test_a_file_that_unpacks_to_gigabytes_is_refused(read, piece, monkeypatch):
+    monkeypatch.setattr(files, "_BOMB", 1 << 17)
+    monkeypatch.setattr(files, "_CHUNK", 1 << 14)
+    bomb = gzip.compress(piece * (2_000_000 // len(piece))) * 1000  # a gzip file may have several members
+    with pytest.raises(InputError, match=r"bytes become more than \d+, as no data do"):
+        read(bomb)
+
+
+def test_a_value_that_never_ends_is_refused(read, monkeypatch):
+    monkeypatch.setattr(files, "_CHUNK", 1000)
+    monkeypatch.setattr(files, "_LONGEST", 10_000)
+    assert read('["' + "x" * 9_000 + '"]') == ["x" * 9_000]
+    with pytest.raises(InputError, match="line 1: a value is longer than 10000 characters, or a quote"):
+        read('["' + "x" * 100_000)
+    with pytest.raises(InputError, match="field larger than field limit"):
+        read('a,b\n"' + "x" * 100_000)
+
+
+def test_thousands_of_columns_take_no_time(read):
+    names = [f"c{i}" for i in range(20_000)]
+    assert read(",".join(names) + "\n" + "," * 19_999 + "\n") == [dict.fromkeys(names, "")]
+    with pytest.raises(InputError, match=r"more than one column is named c0, c1, .* and 19990 more"):
+        read(",".join(names * 2) + "\n")
+
+
+def test_a_parquet_file_with_an_unknown_time_zone_is_refused(read):
+    column = pyarrow.array([1], pyarrow.timestamp("us", tz="Mars/Base"))
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"when": column}), buffer)
+    with pytest.raises(InputError, match="its Parquet data is damaged"):
+        read(buffer.getvalue())

@@ -153,3 +153,14 @@ def test_the_reported_cases(shared_dir, tmp_path, name, words):
         list(read_records(path))
     convert(str(error.value).partition("Convert it: ")[2], tmp_path)
     assert sum(1 for _ in read_records(tmp_path / f"28_{name}.converted.json")) == 40
+
+
+def test_files_that_hold_pickles_are_refused_with_the_reason(tmp_path):
+    import numpy
+
+    with zipfile.ZipFile(tmp_path / "data.pt", "w") as archive:  # as torch.save writes it
+        archive.writestr("data/data.pkl", pickle.dumps({"a": 1}))
+    numpy.save(tmp_path / "data.npy", numpy.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for name in ("data.pt", "data.npy"):
+        with pytest.raises(InputError, match="in which a pickle can run any code"):
+            list(read_records(tmp_path / name))

@@ -213,3 +213,8 @@ def test_a_malformed_record_is_named_by_its_fault(record, fault):
     with pytest.raises(Malformed) as error:
         turns(record)
     assert str(error.value).startswith(fault)
+
+
+def test_a_history_that_is_no_list_of_python_is_malformed() -> None:
+    with pytest.raises(Malformed, match="history"):
+        RecordReader().read({"instruction": "x", "output": "y", "history": "{{1}}"}, 1)

@@ -4,6 +4,7 @@ import json
 import shutil
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from instruct_lm.data import tokenizer_files
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from tests.data.hub_tokenizers import ALPHABET, HOSTILE, KINDS, train, write_folder, write_gguf
@@ -302,3 +304,26 @@ def test_sentencepiece_alone_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(InputError, match=r"sentencepiece tokenizer\.model alone.*AutoTokenizer\.from_pretrained"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["tokens", "token_type", "merges"])
+@pytest.mark.parametrize("value", [5, 2.5, "text", ["x", 1.5]])
+def test_a_gguf_whose_tokenizer_is_of_other_types_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
+) -> None:
+    metadata: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a"], "token_type": [1], "merges": []}
+    metadata = {f"tokenizer.ggml.{name}": each for name, each in (metadata | {key: value}).items()}
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr(tokenizer_files, "read_gguf", lambda path: SimpleNamespace(metadata=metadata))
+    with pytest.raises(InputError, match=rf"tokenizer\.ggml\.{key} is no list of (int|str): fetch it anew"):
+        load_tokenizer(path)
+
+
+def test_a_gguf_whose_end_token_is_no_whole_number_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a"], "token_type": [1], "merges": []}
+    metadata = {f"tokenizer.ggml.{name}": each for name, each in (metadata | {"bos_token_id": 0.0}).items()}
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr(tokenizer_files, "read_gguf", lambda path: SimpleNamespace(metadata=metadata))
+    assert tokenizer_files.read_tokenizer(path).named == {}

@@ -1,5 +1,6 @@
 """The cache: processes, hashes, tokens, mirrors, local files."""
 
+import os
 import re
 import signal
 import subprocess
@@ -100,10 +101,11 @@ def test_threads_fetch_a_file_once(server: Server, fetcher: Fetcher) -> None:
     assert len(server.requests) == 1
 
 
-def test_a_cached_file_needs_no_network_and_is_hashed_once(
+def test_a_cached_file_needs_no_network_and_is_hashed_once_in_a_process(
     server: Server, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = fetcher.fetch(f"{server.url}/model.bin")
+    assert fetcher.fetch(f"{server.url}/model.bin") == path
 
     def never(_: Path) -> str:
         raise RuntimeError("hashed again")
@@ -113,6 +115,33 @@ def test_a_cached_file_needs_no_network_and_is_hashed_once(
     assert fetcher.fetch(f"{server.url}/model.bin") == path
     assert offline.fetch(f"{server.url}/model.bin", sha256=SHA256.upper()) == path
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("sha256", [None, SHA256])
+def test_a_bit_that_flips_in_the_cache_is_noticed_and_the_file_fetched_again(
+    server: Server, fetcher: Fetcher, sha256: str | None
+) -> None:
+    path = fetcher.fetch(f"{server.url}/model.bin")
+    flip(path)
+    with pytest.raises(
+        InputError, match=r"model\.bin: it is damaged: its bytes have changed on the disk, and offline=true"
+    ):
+        Fetcher(fetcher.cache_dir, offline=True).fetch(f"{server.url}/model.bin", sha256=sha256)
+    assert fetcher.fetch(f"{server.url}/model.bin", sha256=sha256).read_bytes() == BODY
+
+
+def flip(path: Path) -> None:
+    """Flip a bit as a disk does, which leaves size and time of change as they are; then begin a new process."""
+    state = path.stat()
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    verification._digest.cache_clear()
+
+
+def test_a_file_that_is_put_into_the_cache_by_hand_is_used(server: Server, fetcher: Fetcher) -> None:
+    path = fetcher.fetch(f"{server.url}/model.bin")
+    path.write_bytes(b"another file, longer or not")
+    assert Fetcher(fetcher.cache_dir, offline=True).fetch(f"{server.url}/model.bin") == path
 
 
 def test_a_cached_file_with_another_hash_is_fetched_again(server: Server, fetcher: Fetcher) -> None:

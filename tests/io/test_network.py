@@ -129,3 +129,14 @@ def test_a_host_that_has_answered_before_gets_all_retries(fetcher: Fetcher, monk
         fetcher.fetch(f"{server.url}/other.bin")
     assert not isinstance(raised.value, UnreachableError)
     assert len(pauses) == network.RETRIES
+
+
+def test_a_token_in_an_address_is_not_logged(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_answered", {network.host_of(server.url)})
+    server.default = server.head = lambda h: h.answer(503, b"")
+    with caplog.at_level("INFO"), pytest.raises(DownloadError):
+        network.remote_size(f"{server.url}/file.json?token=abcde", None, "")
+    assert "file.json: HTTP 503" in caplog.text
+    assert "abcde" not in caplog.text

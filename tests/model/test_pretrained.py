@@ -1,5 +1,6 @@
 """Loading against transformers' own checkpoints, and GGUF against the same weights written by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from instruct_lm.errors import InputError
 from instruct_lm.fast import accelerate
 from instruct_lm.io.gguf import read_gguf
+from instruct_lm.model import pretrained
 from instruct_lm.model.description import describe
 from instruct_lm.model.generation import generate
 from instruct_lm.model.gpt import GPT, GPTConfig
@@ -226,3 +228,23 @@ def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
     save_file(tensors | {"transformer.h.0.mlp.c_fc.weight": tensors["transformer.h.0.mlp.c_fc.weight"].char()}, file)
     with pytest.raises(InputError, match=r"h\.0\.mlp\.c_fc\.weight has torch\.int8 numbers: take the base that is not"):
         load_pretrained(CONFIGS["gpt2"], tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    theirs = reference("llama")
+    with torch.no_grad():
+        theirs.model.norm.weight[3] = value
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.norm\.weight has numbers that are not finite: it is damaged"):
+        load_pretrained(CONFIGS["llama"], tmp_path)
+
+
+def test_blocks_that_a_file_promises_and_does_not_hold_are_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference("llama").save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    monkeypatch.setattr(pretrained, "GPT", lambda config: pytest.fail("built"))
+    with pytest.raises(InputError, match=r"has 20 tensors, too few for model.n_layer=4096"):
+        load_pretrained(replace(CONFIGS["llama"], n_layer=4096), tmp_path)
