@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation import scoring
 from instruct_lm.evaluation.judges import openai as openai_module
-from instruct_lm.evaluation.judges.base import JudgeError
+from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
@@ -281,6 +282,40 @@ def test_a_server_that_goes_away_ends_the_evaluation_and_keeps_what_was_scored(t
         scored = score_responses(responses(110), judge, path)
     assert [item.score for item in scored] == [score_of(i) for i in range(110)]
     assert Counter(map(number, server.answered)) == Counter(range(110))
+
+
+class Told(Judge):
+    """Reaches its model or not, as told."""
+
+    kind = "told"
+
+    def __init__(self, reached: list[bool]) -> None:
+        self.reached = iter(reached)
+
+    def describe(self):
+        return {"kind": self.kind}
+
+    def check(self):
+        pass
+
+    def score(self, entry, response):
+        reached = next(self.reached)
+        return Verdict(50.0 if reached else None, None if reached else "no answer", unreachable=not reached)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("reached", "stops"), [([0] * 7 + [1] + [0] * 7, False), ([1] + [0] * 8 + [1], True)])
+def test_only_entries_in_a_row_that_reach_no_judge_end_the_evaluation(tmp_path, monkeypatch, reached, stops):
+    monkeypatch.setattr(scoring, "as_completed", iter)  # in the order of the questions
+    judge, path = Told(reached), tmp_path / "scores.jsonl"
+    if not stops:
+        scored = score_responses(responses(len(reached)), judge, path, concurrency=1)
+        assert [item.score for item in scored] == [50.0 if each else None for each in reached]
+        return
+    with pytest.raises(JudgeError, match=r"8 entries in a row .*no answer.\n9 of 10 entries are in .*scores\.jsonl"):
+        score_responses(responses(len(reached)), judge, path, concurrency=1)
 
 
 def test_an_absent_server_is_named_before_anything_is_asked(tmp_path):

@@ -1,5 +1,6 @@
 """Generation against the naive loop, and SmolLM2 against llama.cpp."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,38 @@ def test_sampling_draws_from_the_stated_distribution(sampling: Sampling, expecte
     shares = torch.bincount(sampling.choose(logits, generators), minlength=4)[[1, 3, 2, 0]] / n
     # 0.015: 4 standard errors at p = 0.5
     torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.015)
+
+
+def drawn(sampling: Sampling, logits: torch.Tensor, n: int = 300) -> set[int]:
+    generators = [torch.Generator().manual_seed(i) for i in range(n)]
+    return set(sampling.choose(logits.expand(n, -1), generators).tolist())
+
+
+def test_top_p_stops_at_the_token_that_reaches_it_exactly() -> None:
+    equal = torch.zeros(8)  # probabilities of 1/8, whose sums are exact
+    assert len(drawn(Sampling(temperature=1.0, top_p=0.5), equal)) == 4
+    assert len(drawn(Sampling(temperature=1.0, top_p=0.501), equal)) == 5
+    assert len(drawn(Sampling(temperature=1.0, top_k=4, top_p=0.5), equal)) == 2  # half of what top_k leaves
+
+
+def test_tokens_of_one_prompt_are_drawn_anew_each_time() -> None:
+    generators = [torch.Generator().manual_seed(3)]
+    tokens = [int(Sampling(temperature=1.0).choose(torch.zeros(1, 1000), generators)) for _ in range(20)]
+    assert len(set(tokens)) > 15
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_answers_without_dropout_and_keeps_its_mode(training: bool) -> None:
+    model = random_model(dataclasses.replace(CONFIGS["gpt2"], dropout=0.5)).train(training)
+    modes: list[bool] = []
+    model.ln_f.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    made = generate(model, [[1, 2, 3]], max_new_tokens=5)
+    assert not any(modes)
+    assert made == [naive(random_model(CONFIGS["gpt2"]), [1, 2, 3], 5)]
+    assert model.training == model.h[0].dropout.training == training
+    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
+        generate(model, [[]], max_new_tokens=5)
+    assert model.training == training
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
