@@ -196,6 +196,18 @@ def test_a_torn_last_line_is_tolerated(tmp_path, tail, asked):
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
 
 
+def test_a_line_is_written_before_the_next_question(tmp_path):
+    path = tmp_path / "scores.jsonl"
+
+    def behave(exchange):
+        assert len(lines(path)) == number(exchange.question)
+        honest(exchange)
+
+    with JudgeServer(behave) as server:
+        scored = score_responses(responses(4), judge_of(server), path, concurrency=1)
+    assert [item.score for item in scored] == [score_of(i) for i in range(4)]
+
+
 def test_a_file_of_something_else_is_replaced(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"index": 0, "score": 100}\n')
@@ -203,17 +215,25 @@ def test_a_file_of_something_else_is_replaced(tmp_path):
     assert [line["score"] for line in lines(path)] == [item.score for item in scored]
 
 
+def metric(response, reference):
+    """Stands for those whose packages a process takes seconds to import."""
+    return float(len(response) * len(reference) % 100)
+
+
 CHILD = """
 import sys
 from pathlib import Path
 from tests.evaluation.test_scoring import *
+scoring.chrf = scoring.rouge_l = metric
 judge = OpenAIJudge("m", format_prompt=format_prompt, base_url=sys.argv[1], api_key_env=None)
 score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4)
 """
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_ten_times_goes_on_to_the_same_summary(tmp_path):
+def test_an_evaluation_killed_ten_times_goes_on_to_the_same_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "chrf", metric)
+    monkeypatch.setattr(scoring, "rouge_l", metric)
     path = tmp_path / "scores.jsonl"
     limit, allowed, held = 0, threading.Semaphore(0), threading.Semaphore(0)
 
