@@ -57,6 +57,17 @@ def test_rows_leave_as_they_finish(model: GPT, monkeypatch: pytest.MonkeyPatch) 
     assert sizes == [4] * 15 + [3] * 8 + [2] * 8 + [1] * 8
 
 
+@pytest.mark.parametrize(("ended", "rows"), [(1, 10), (2, 8)])
+def test_ended_rows_stay_while_nine_in_ten_go_on(monkeypatch: pytest.MonkeyPatch, ended: int, rows: int) -> None:
+    sizes = []
+    decode = GPT.decode
+    monkeypatch.setattr(GPT, "decode", lambda self, ids, cache: sizes.append(len(ids)) or decode(self, ids, cache))
+    prompts = [[1] * 47] * ended + [[1] * 45] * (10 - ended)  # of 48: room for one token, and for three
+    made = generate(random_model(CONFIGS["gpt2"]), prompts, max_new_tokens=9)
+    assert [len(ids) for ids in made] == [1] * ended + [3] * (10 - ended)
+    assert sizes == [rows, rows]
+
+
 def test_a_sampled_answer_does_not_depend_on_its_batch(model: GPT) -> None:
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2]]
     sampling = Sampling(temperature=1.0, top_k=30, top_p=0.9, seed=5)
