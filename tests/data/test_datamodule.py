@@ -162,6 +162,16 @@ def test_each_stage_has_its_loader() -> None:
     assert next(iter(data.predict_dataloader()))[0] == data.splits.test[0]
 
 
+def test_rows_of_similar_length_share_a_batch_of_validation_and_where_asked_of_training() -> None:
+    made = [{"instruction": "x" * (i * 37 % 100), "output": "y"} for i in range(1, 101)]
+    for group in (False, True):
+        data = data_module(made, batch_size=2, test_fraction=0.05, group_by_length=group)
+        data.setup()
+        for loader, grouped in ((data.val_dataloader(), True), (data.train_dataloader(), group)):
+            spans = [max(batch.lengths) - min(batch.lengths) for batch in loader if len(batch.lengths) == 2]
+            assert (sum(spans) / len(spans) < 20) == grouped
+
+
 def test_near_duplicates_of_held_out_entries_are_not_trained_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     colours = [f"Which colour has the fruit called {name}?" for name in ("apple", "melon", "plum", "fig")]

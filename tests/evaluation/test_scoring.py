@@ -196,8 +196,9 @@ def test_a_torn_last_line_is_tolerated(tmp_path, tail, asked):
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
 
 
-def test_a_line_is_written_before_the_next_question(tmp_path):
-    path = tmp_path / "scores.jsonl"
+def test_a_line_is_written_and_synced_before_the_next_question(tmp_path, monkeypatch):
+    path, synced = tmp_path / "scores.jsonl", []
+    monkeypatch.setattr(scoring.os, "fsync", lambda file: synced.append(len(lines(path))))
 
     def behave(exchange):
         assert len(lines(path)) == number(exchange.question)
@@ -206,6 +207,7 @@ def test_a_line_is_written_before_the_next_question(tmp_path):
     with JudgeServer(behave) as server:
         scored = score_responses(responses(4), judge_of(server), path, concurrency=1)
     assert [item.score for item in scored] == [score_of(i) for i in range(4)]
+    assert synced == [1, 2, 3, 4]
 
 
 def test_a_file_of_something_else_is_replaced(tmp_path):

@@ -115,6 +115,11 @@ def test_tokens_of_one_prompt_are_drawn_anew_each_time() -> None:
     assert len(set(tokens)) > 15
 
 
+def test_no_prompt_draws_as_another_does_whatever_the_seed() -> None:
+    draws = [torch.rand(1, generator=Sampling(seed=seed).generator(n)).item() for seed in range(5) for n in range(40)]
+    assert len(set(draws)) == 200
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_answers_without_dropout_and_keeps_its_mode(training: bool) -> None:
     model = random_model(dataclasses.replace(CONFIGS["gpt2"], dropout=0.5)).train(training)
