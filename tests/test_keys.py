@@ -39,6 +39,7 @@ from instruct_lm.export.huggingface import save_pretrained
 from instruct_lm.io.files import sha256_of
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.report.settings import differing
+from instruct_lm.training import trainer
 from tests.conftest import ROOT
 from tests.data.hub_tokenizers import train as train_tokenizer
 from tests.data.hub_tokenizers import write_folder
@@ -202,6 +203,16 @@ def training(*overrides: str) -> Any:
     }
 
 
+def launched(*overrides: str) -> Any:
+    """What Lightning is told of the devices, which it starts itself."""
+    folder = Path(PLACES["here"], next(FOLDERS))
+    values = config("train", *DATA, f"output_dir={folder}", *overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.pl, "Trainer", lambda **options: options)
+        made: Any = trainer.make_trainer(values, "cpu", [])
+    return {name: made[name] for name in ("devices", "strategy", "num_nodes")}
+
+
 def judging(*overrides: str) -> Any:
     """What is sent to judges, with how much patience and how many at a time, and the files written."""
     seen: list[Any] = []
@@ -321,7 +332,9 @@ ACTS: dict[Callable[..., Any], list[str]] = {
         *("optimizer.in_backward=true", "trainer.max_epochs=1", "trainer.max_steps=2", "trainer.accumulate=2"),
         *("trainer.clip_norm=0.1", "trainer.val_interval=1", "trainer.log_interval=2", "trainer.progress=true"),
         *("trainer.activation_checkpointing=true", "trainer.keep_last=false", "evaluate=true", "model.name=other"),
+        "device.precision=bf16-mixed",
     ],
+    launched: ["device.devices=2", "device.devices=2 device.strategy=ddp", "device.devices=2 device.num_nodes=2"],
     answers: [
         *("generation.max_new_tokens=2", "generation.temperature=1", "generation.batch_size=2"),
         *("generation.temperature=2 generation.top_k=1", "generation.temperature=2 generation.top_p=0.1"),
@@ -341,13 +354,7 @@ ACTS: dict[Callable[..., Any], list[str]] = {
 
 ELSEWHERE = {
     "resume": "tests/test_end_to_end.py::test_an_interrupted_run_goes_on_to_the_same_end",
-    **dict.fromkeys(
-        ("device.accelerator", "device.devices"), "tests/test_config.py::test_as_many_devices_as_there_are_pass"
-    ),
-    **dict.fromkeys(
-        ("device.precision", "device.strategy", "device.num_nodes"),
-        "tests/test_config.py::test_as_many_devices_as_there_are_pass",
-    ),
+    "device.accelerator": "tests/test_config.py::test_auto_takes_cuda_then_mps_then_cpu",
 }
 
 LINES = [(look, line) for look, lines in ACTS.items() for line in lines]
