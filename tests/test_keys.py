@@ -241,6 +241,7 @@ def judging(*overrides: str) -> Any:
 
 def judge(*overrides: str) -> Any:
     """What a judge says of itself."""
+    pytest.importorskip("xllamacpp")
     values = config("evaluate", *SMALL, *overrides)
     judges = [build.build_judge(each, build.build_fetcher(values)) for each in (values.judge, values.second_judge)]
     return [scoring.describe_judge(each) for each in judges]
