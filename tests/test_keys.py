@@ -190,7 +190,8 @@ def training(*overrides: str) -> Any:
     folder, (tuner,), said = run_of(*overrides)
     log = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     names = set(log.Tags()["scalars"]) & {"train/loss", "train/lr", "train/grad_norm", "val/loss", "val/response_loss"}
-    curves = {name: [(point.step, point.value) for point in log.Scalars(name)] for name in names}
+    # Sorted, since event files of the same second are not read in the order of their steps.
+    curves = {name: sorted((point.step, point.value) for point in log.Scalars(name)) for name in names}
     return {
         "weights": {name: tensor.tolist() for name, tensor in tuner.state_dict().items()},
         "curves": curves,
@@ -320,7 +321,7 @@ ACTS: dict[Callable[..., Any], list[str]] = {
             "'data.columns={instruction: output, output: instruction}'",
         ),
         *("data.unusable=error", "data.clean=true", "data.train_fraction=0.5", "data.test_fraction=0.05"),
-        *("data.shuffle=true", "data.shuffle=true seed=7", "data.deduplicate=0.8", "data.batch_size=3"),
+        *("data.shuffle=true", "data.shuffle=true seed=7", "seed=7", "data.deduplicate=0.8", "data.batch_size=3"),
         *("data.max_length=170", "data.max_length=170 data.overlong=truncate", "data.num_workers=2", "data.limit=30"),
         *("data.group_by_length=true", "prompt.style=phi3", "mask_instructions=true", "prompt_loss_weight=0.5"),
         *("mask_instructions=true mask_header=true", "model.vocab_size=2000 model.tokenizer=$tokenizer"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.model import generation
 from instruct_lm.model.generation import Sampling, generate, stream
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.pretrained import load_pretrained
@@ -113,6 +114,15 @@ def test_tokens_of_one_prompt_are_drawn_anew_each_time() -> None:
     generators = [torch.Generator().manual_seed(3)]
     tokens = [int(Sampling(temperature=1.0).choose(torch.zeros(1, 1000), generators)) for _ in range(20)]
     assert len(set(tokens)) > 15
+
+
+def test_prompts_of_similar_length_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
+    monkeypatch.setattr(
+        generation, "stream", lambda model, prompts, **_: batches.append([len(ids) for ids in prompts]) or []
+    )
+    generate(random_model(CONFIGS["gpt2"]), [[1] * n for n in (3, 9, 1, 8, 5)], batch_size=2, max_new_tokens=1)
+    assert batches == [[9, 8], [5, 3], [1]]
 
 
 def test_no_prompt_draws_as_another_does_whatever_the_seed() -> None:
