@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from instruct_lm.evaluation.statistics import Difference
-from instruct_lm.report.comparison import Contrast
+from instruct_lm.report.comparison import Contrast, p_text
 
 
 def contrast(mean: float, low: float, high: float, p_value: float, judge: str = "a", **found: Any) -> Contrast:
@@ -55,3 +55,11 @@ def test_a_sentence_counts_seeds_and_says_where_judges_differ() -> None:
     for p_value in (0.001, 0.2):
         assert "judges differ" in contrast(2, 1, 3, p_value, judge="b").sentence
         assert "judges differ" not in contrast(2, 1, 3, p_value).sentence
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [(0.0009, "p < 0.001"), (0.001, "p = 0.001"), (0.0014, "p = 0.001"), (0.0994, "p = 0.099"), (0.1, "p = 0.10")],
+)
+def test_p_values_have_three_digits_below_a_tenth(p_value: float, text: str) -> None:
+    assert p_text(p_value) == text
