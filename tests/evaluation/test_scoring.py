@@ -384,6 +384,47 @@ def test_a_summary_in_words():
     assert describe_summary(unjudged) == "1 answers: exact match 1 of 1, chrF 90.0, ROUGE-L 100.0"
 
 
+def test_the_lowest_score_is_shown_with_what_the_judge_says():
+    told = [(0, 80, "good"), (1, 20, None), (2, 30, "wrong\n number"), (3, 30, "wrong too")]
+    summary = summarise(
+        [ScoredEntry(i, score, None, False, 1.0, 1.0, feedback=words) for i, score, words in told], {"kind": "ollama"}
+    )
+    assert summary["lowest"] == {"index": 2, "score": 30, "feedback": "wrong\n number"}
+    assert describe_summary(summary).splitlines()[-1] == "lowest: entry 2, 30: wrong number"
+
+
+def test_a_judge_that_is_late_twice_is_not_asked_a_third_time(monkeypatch):
+    asked = []
+
+    def late(*_):
+        asked.append(1)
+        raise openai_module.requests.ReadTimeout
+
+    monkeypatch.setattr(openai_module, "RETRIES", 9)
+    monkeypatch.setattr(OpenAIJudge, "_send", late)
+    judge = OpenAIJudge("m", format_prompt=format_prompt, base_url="http://localhost:1/v1", api_key_env=None)
+    verdict = judge.score(responses(1)[0], "a")
+    assert (len(asked), verdict.score, verdict.unreachable, verdict.again) == (2, None, True, True)
+
+
+def test_each_field_that_a_server_refuses_is_left_out_from_then_on():
+    def behave(exchange):
+        refused = [name for name in ("seed", "temperature") if name in exchange.body]
+        if refused and len(exchange.server.asked) < 9:
+            exchange.error(400, f"unknown field '{refused[0]}'")
+        else:
+            honest(exchange)
+
+    with JudgeServer(behave) as server:
+        judge = judge_of(server)
+        assert judge.score(responses(1)[0], "answer-0").score == score_of(0)
+        assert [sorted({"seed", "temperature"} & body.keys()) for body in server.bodies] == [
+            ["seed", "temperature"],
+            ["temperature"],
+            [],
+        ]
+
+
 def test_the_bar_shows_the_running_mean(tmp_path, capsys):
     entries = responses(2)
     entries[0]["model_response"] = entries[1]["model_response"] = "zzz"

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from instruct_lm.evaluation.statistics import Difference
+from instruct_lm.report import comparison
 from instruct_lm.report.comparison import Contrast, p_text
 
 
@@ -55,6 +57,20 @@ def test_a_sentence_counts_seeds_and_says_where_judges_differ() -> None:
     for p_value in (0.001, 0.2):
         assert "judges differ" in contrast(2, 1, 3, p_value, judge="b").sentence
         assert "judges differ" not in contrast(2, 1, 3, p_value).sentence
+
+
+@pytest.mark.parametrize(("seeds", "same"), [((1, 2), True), ((1, 3), False), ((1, 2, 3), False)])
+def test_runs_are_paired_by_seed_only_where_both_sides_have_the_same(
+    seeds: tuple[int, ...], same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(comparison, "paired_difference", lambda first, second, same_seeds: told.append(same_seeds))
+    runs = [SimpleNamespace(examples=[], summary={"judge": "a"})]
+    tuned, base = (
+        SimpleNamespace(runs=runs, seeds=each, values=lambda metric: np.ones((2, 4))) for each in ((1, 2), seeds)
+    )
+    comparison._differences(tuned, base)  # type: ignore[arg-type]
+    assert set(told) == {same}
 
 
 @pytest.mark.parametrize(
