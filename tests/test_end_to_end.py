@@ -194,12 +194,13 @@ def test_another_judge_finds_the_answers_made_before(gpt2: dict[str, Any], comma
     assert (run / "evaluation" / "validation" / "responses.json").read_bytes() != answered
 
 
-def test_untuned_answers_are_those_of_transformers(gpt2: dict[str, Any]) -> None:
+def test_untuned_answers_are_those_of_transformers(gpt2: dict[str, Any], command: Any) -> None:
     from transformers import GPT2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    settings = ["output_dir=untuned", "offline=true", "generation.max_new_tokens=12"]
-    call("evaluate.py", *gpt2["args"], *settings, cwd=gpt2["work"])
+    settings = [f"output_dir={gpt2['work'] / 'untuned'}", "offline=true", "generation.max_new_tokens=12"]
+    status, err = command("evaluate", *gpt2["args"], *settings)
+    assert status == 0, err
     check_evaluation(gpt2["work"] / "untuned", sums()[34:38])
     merges = [tuple(line.split()) for line in (gpt2["folder"] / "merges.txt").read_text("utf-8").splitlines()[1:]]
     tokens = [*bytes_to_unicode().values(), *("".join(pair) for pair in merges), "<|endoftext|>"]  # OpenAI's order
@@ -408,9 +409,10 @@ def answers(n: int = 6) -> list[dict[str, str]]:
     return [{**entry, "model_response": f"It is {i}."} for i, entry in enumerate(sums(n))]
 
 
-def test_a_foreign_file_of_answers_is_scored(tmp_path: Path) -> None:
+def test_a_foreign_file_of_answers_is_scored(command: Any, tmp_path: Path) -> None:
     write(tmp_path / "answers.json", [{**item, "note": "kept"} for item in answers()])
-    call("evaluate.py", "responses=answers.json", "output_dir=scored", cwd=tmp_path)
+    status, err = command("evaluate", "responses=answers.json", "output_dir=scored")
+    assert status == 0, err
     summary = check_evaluation(tmp_path / "scored", sums(6))
     assert summary["exact_match"] == pytest.approx(0)
     assert "ended" not in summary
@@ -418,20 +420,20 @@ def test_a_foreign_file_of_answers_is_scored(tmp_path: Path) -> None:
     assert summary["mean"] == pytest.approx(summary["chrf"] / 2)
 
 
-def test_a_judge_is_asked_once_for_each_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_is_asked_once_for_each_answer(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "answers.json", answers())
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-test")
     with JudgeServer(
         lambda exchange: exchange.answer("no idea" if "Add 2 and 5." in exchange.question else "80")
     ) as judge:
         settings = ["responses=answers.json", "judge=openai", f"judge.base_url={judge.url}", "output_dir=judged"]
-        status, err = finish(start("evaluate.py", *settings, cwd=tmp_path))
+        status, err = command("evaluate", *settings)
         assert status == 1
         assert "1 entries have no score" in err
         summary = check_evaluation(tmp_path / "judged", sums(6))
         assert (summary["scored"], summary["failed"], summary["mean"]) == (5, 1, 80)
         assert summary["failures"][0]["index"] == 2
-        assert finish(start("evaluate.py", *settings, cwd=tmp_path))[0] == 1
+        assert command("evaluate", *settings)[0] == 1
         assert len(judge.asked) == len(set(judge.asked)) == 6
     for path in (tmp_path / "judged").rglob("*"):
         assert not path.is_file() or "secret-of-the-test" not in path.read_text(encoding="utf-8")
@@ -488,7 +490,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path) -> None:
+def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path, command: Any) -> None:
     from instruct_lm.commands import build
     from instruct_lm.commands.runs import load_run_config
     from instruct_lm.data.conversation import Conversation
@@ -502,7 +504,7 @@ def test_adapters_are_kept_alone_and_merged_to_answer(lora: Path) -> None:
     assert sum(tensor.numel() for tensor in state.values()) == summary["trained_parameters"] < summary["parameters"] / 4
     assert summary["after"]["val/loss"] < summary["before"]["val/loss"] - 0.1
 
-    call("evaluate.py", "run=run", "generation.max_new_tokens=16", cwd=lora)
+    assert command("evaluate", f"run={run}", "generation.max_new_tokens=16")[0] == 0
     check_evaluation(run / "evaluation" / "test", sums()[34:38])
     config = load_run_config(run)
     config = config.model_copy(update={"generation": config.generation.model_copy(update={"max_new_tokens": 16})})

@@ -1,4 +1,4 @@
-"""Allocator settings; importing this imports no torch."""
+"""Allocator settings."""
 
 import ctypes
 import platform

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.data.datamodule import InstructionDataModule
@@ -38,6 +38,25 @@ def test_every_row_is_seen_once_and_every_step_knows_its_weight(
         weight = sum(row + 1.0 for micro in step for row in micro.rows)
         assert all(micro.rows for micro in step)
         assert [micro.step_weight for micro in step] == [weight] * len(step)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(8, 90), st.integers(1, 3), st.integers(1, 4), st.integers(2, 4), st.booleans(), st.booleans())
+def test_a_step_of_several_processes_holds_the_rows_of_one_process_with_their_batch(
+    n: int, batch_size: int, accumulate: int, world_size: int, group: bool, shuffle: bool
+) -> None:
+    options = {"group_by_length": group, "shuffle": shuffle}
+    (one,) = samplers(n, 1, batch_size=batch_size * accumulate * world_size, **options)
+    ranks = [
+        list(sampler) for sampler in samplers(n, world_size, batch_size=batch_size, accumulate=accumulate, **options)
+    ]
+    steps = [
+        sorted(row for rank in ranks for micro in rank[start : start + accumulate] for row in micro.rows)
+        for start in range(0, len(ranks[0]), accumulate)
+    ]
+    whole = [sorted(micro.rows) for micro in one]
+    assume(len(whole[-1]) >= world_size)  # fewer rows have no step of their own
+    assert steps == whole
 
 
 def test_grouping_within_a_step_does_not_change_which_rows_share_it() -> None:
@@ -141,6 +160,16 @@ def test_each_stage_has_its_loader() -> None:
     data.setup("predict")
     assert [len(batch) for batch in data.predict_dataloader()] == [3, 3, 3, 1]
     assert next(iter(data.predict_dataloader()))[0] == data.splits.test[0]
+
+
+def test_rows_of_similar_length_share_a_batch_of_validation_and_where_asked_of_training() -> None:
+    made = [{"instruction": "x" * (i * 37 % 100), "output": "y"} for i in range(1, 101)]
+    for group in (False, True):
+        data = data_module(made, batch_size=2, test_fraction=0.05, group_by_length=group)
+        data.setup()
+        for loader, grouped in ((data.val_dataloader(), True), (data.train_dataloader(), group)):
+            spans = [max(batch.lengths) - min(batch.lengths) for batch in loader if len(batch.lengths) == 2]
+            assert (sum(spans) / len(spans) < 20) == grouped
 
 
 def test_near_duplicates_of_held_out_entries_are_not_trained_on(caplog: pytest.LogCaptureFixture) -> None:

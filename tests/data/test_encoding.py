@@ -12,7 +12,7 @@ from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.dataset import load_conversations
 from instruct_lm.data.encoded import EncodedExample, loss_weights, resolve_prompt_loss_weight
 from instruct_lm.data.encoding import encode_cached, encode_conversations, encode_pieces
-from instruct_lm.data.pieces import Kind, prompt_pieces, prompt_text
+from instruct_lm.data.pieces import Kind, Piece, prompt_pieces, prompt_text
 from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, PlainStyle
 from instruct_lm.data.tokenizer import END_OF_TEXT, load_tokenizer
 from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, bpe_definition, byte_symbols, without_added
@@ -411,6 +411,39 @@ def test_tiktoken_tells_texts_apart_as_tokenizers_does(gpt2_merges, texts):
     ends = [0, *accumulate(map(len, texts))]
     starts = [(i, start) for i, (start, _) in zip(spans.ids, spans.offsets, strict=True)]
     assert parts == [[i for i, start in starts if first <= start < last] for first, last in pairwise(ends)]
+
+
+class Together:
+    """Notes which texts are encoded together; each has one token."""
+
+    bos, end_of_text, control_tokens = None, 0, {"|": 1}
+
+    def __init__(self):
+        self.runs = []
+
+    def encode_parts(self, texts):
+        self.runs.append(" ".join(texts))
+        return [[9] for _ in texts]
+
+    def control_spans(self, text):
+        return [(at, at + 1, 1) for at, character in enumerate(text) if character == "|"]
+
+
+@pytest.mark.parametrize(
+    ("apart", "runs"),
+    [(False, ["a", "b u h", "r", "n", "| s"]), (True, ["a", "b", "u", "h", "r", "n", "|", "s"])],
+)
+def test_tokens_never_reach_across_a_control_token_an_end_or_the_beginning_of_a_response(apart, runs):
+    tokenizer = Together()
+    pieces = [
+        *(Piece("a|b", Kind.PROMPT), Piece("u", Kind.PROMPT, own=False), Piece("h", Kind.HEADER)),
+        *(Piece("r", Kind.RESPONSE, own=False), Piece("", Kind.RESPONSE, ends=True), Piece("n|", Kind.PROMPT)),
+        *(Piece("|", Kind.PROMPT, own=False), Piece("s", Kind.PROMPT)),
+    ]
+    encoded = encode_pieces(pieces, tokenizer, apart)
+    assert tokenizer.runs == runs
+    assert [piece for piece, _ in encoded] == pieces
+    assert [ids for _, ids in encoded] == [[9, 1, 9], [9], [9], [9], [0], [9, 1], [9], [9]]
 
 
 def test_a_lone_surrogate_of_a_style_is_replaced():

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation import scoring
 from instruct_lm.evaluation.judges import openai as openai_module
-from instruct_lm.evaluation.judges.base import JudgeError
+from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
@@ -195,6 +196,20 @@ def test_a_torn_last_line_is_tolerated(tmp_path, tail, asked):
     assert sorted(line["index"] for line in lines(path)) == [0, 1, 2]
 
 
+def test_a_line_is_written_and_synced_before_the_next_question(tmp_path, monkeypatch):
+    path, synced = tmp_path / "scores.jsonl", []
+    monkeypatch.setattr(scoring.os, "fsync", lambda file: synced.append(len(lines(path))))
+
+    def behave(exchange):
+        assert len(lines(path)) == number(exchange.question)
+        honest(exchange)
+
+    with JudgeServer(behave) as server:
+        scored = score_responses(responses(4), judge_of(server), path, concurrency=1)
+    assert [item.score for item in scored] == [score_of(i) for i in range(4)]
+    assert synced == [1, 2, 3, 4]
+
+
 def test_a_file_of_something_else_is_replaced(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"index": 0, "score": 100}\n')
@@ -202,17 +217,25 @@ def test_a_file_of_something_else_is_replaced(tmp_path):
     assert [line["score"] for line in lines(path)] == [item.score for item in scored]
 
 
+def metric(response, reference):
+    """Stands for those whose packages a process takes seconds to import."""
+    return float(len(response) * len(reference) % 100)
+
+
 CHILD = """
 import sys
 from pathlib import Path
 from tests.evaluation.test_scoring import *
+scoring.chrf = scoring.rouge_l = metric
 judge = OpenAIJudge("m", format_prompt=format_prompt, base_url=sys.argv[1], api_key_env=None)
 score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4)
 """
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_ten_times_goes_on_to_the_same_summary(tmp_path):
+def test_an_evaluation_killed_ten_times_goes_on_to_the_same_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "chrf", metric)
+    monkeypatch.setattr(scoring, "rouge_l", metric)
     path = tmp_path / "scores.jsonl"
     limit, allowed, held = 0, threading.Semaphore(0), threading.Semaphore(0)
 
@@ -283,6 +306,40 @@ def test_a_server_that_goes_away_ends_the_evaluation_and_keeps_what_was_scored(t
     assert Counter(map(number, server.answered)) == Counter(range(110))
 
 
+class Told(Judge):
+    """Reaches its model or not, as told."""
+
+    kind = "told"
+
+    def __init__(self, reached: list[bool]) -> None:
+        self.reached = iter(reached)
+
+    def describe(self):
+        return {"kind": self.kind}
+
+    def check(self):
+        pass
+
+    def score(self, entry, response):
+        reached = next(self.reached)
+        return Verdict(50.0 if reached else None, None if reached else "no answer", unreachable=not reached)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("reached", "stops"), [([0] * 7 + [1] + [0] * 7, False), ([1] + [0] * 8 + [1], True)])
+def test_only_entries_in_a_row_that_reach_no_judge_end_the_evaluation(tmp_path, monkeypatch, reached, stops):
+    monkeypatch.setattr(scoring, "as_completed", iter)  # in the order of the questions
+    judge, path = Told(reached), tmp_path / "scores.jsonl"
+    if not stops:
+        scored = score_responses(responses(len(reached)), judge, path, concurrency=1)
+        assert [item.score for item in scored] == [50.0 if each else None for each in reached]
+        return
+    with pytest.raises(JudgeError, match=r"8 entries in a row .*no answer.\n9 of 10 entries are in .*scores\.jsonl"):
+        score_responses(responses(len(reached)), judge, path, concurrency=1)
+
+
 def test_an_absent_server_is_named_before_anything_is_asked(tmp_path):
     with JudgeServer(honest) as server:
         judge = judge_of(server)
@@ -325,6 +382,47 @@ def test_a_summary_in_words():
     ]
     unjudged = summarise([ScoredEntry(0, None, None, True, 90.0, 100.0)], {"kind": "none"})
     assert describe_summary(unjudged) == "1 answers: exact match 1 of 1, chrF 90.0, ROUGE-L 100.0"
+
+
+def test_the_lowest_score_is_shown_with_what_the_judge_says():
+    told = [(0, 80, "good"), (1, 20, None), (2, 30, "wrong\n number"), (3, 30, "wrong too")]
+    summary = summarise(
+        [ScoredEntry(i, score, None, False, 1.0, 1.0, feedback=words) for i, score, words in told], {"kind": "ollama"}
+    )
+    assert summary["lowest"] == {"index": 2, "score": 30, "feedback": "wrong\n number"}
+    assert describe_summary(summary).splitlines()[-1] == "lowest: entry 2, 30: wrong number"
+
+
+def test_a_judge_that_is_late_twice_is_not_asked_a_third_time(monkeypatch):
+    asked = []
+
+    def late(*_):
+        asked.append(1)
+        raise openai_module.requests.ReadTimeout
+
+    monkeypatch.setattr(openai_module, "RETRIES", 9)
+    monkeypatch.setattr(OpenAIJudge, "_send", late)
+    judge = OpenAIJudge("m", format_prompt=format_prompt, base_url="http://localhost:1/v1", api_key_env=None)
+    verdict = judge.score(responses(1)[0], "a")
+    assert (len(asked), verdict.score, verdict.unreachable, verdict.again) == (2, None, True, True)
+
+
+def test_each_field_that_a_server_refuses_is_left_out_from_then_on():
+    def behave(exchange):
+        refused = [name for name in ("seed", "temperature") if name in exchange.body]
+        if refused and len(exchange.server.asked) < 9:
+            exchange.error(400, f"unknown field '{refused[0]}'")
+        else:
+            honest(exchange)
+
+    with JudgeServer(behave) as server:
+        judge = judge_of(server)
+        assert judge.score(responses(1)[0], "answer-0").score == score_of(0)
+        assert [sorted({"seed", "temperature"} & body.keys()) for body in server.bodies] == [
+            ["seed", "temperature"],
+            ["temperature"],
+            [],
+        ]
 
 
 def test_the_bar_shows_the_running_mean(tmp_path, capsys):

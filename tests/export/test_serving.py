@@ -2,17 +2,17 @@
 
 import ast
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instruct_lm.commands import build
+import evaluate
+import train
+from instruct_lm.commands import build, export
 from instruct_lm.commands.runs import checkpoint_path, load_run_config
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.pieces import extract_response
@@ -25,7 +25,7 @@ from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder
 from tests.conftest import ROOT
 from tests.export.llama_server import LlamaServer, served
-from tests.run_commands import call, typed
+from tests.run_commands import commands, typed
 
 SETTINGS = (
     *("model=gpt2-tiny", "data.source=entries.json", "data.train_fraction=0.5", "data.test_fraction=0.45"),
@@ -43,12 +43,14 @@ def sums(n: int = 120) -> list[dict[str, str]]:
     ]
 
 
-def export(*args: str, cwd: Path) -> None:
-    command = [sys.executable, "-m", "instruct_lm.export", *args]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr)
+MAINS = {"train": train.main, "evaluate": evaluate.main, "export": export.main}
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Runs a command in this process: exit status and what it says."""
+    with commands(tmp_path, monkeypatch, capsys) as run:
+        yield lambda name, *args: run(name, *args, main=MAINS[name])[:2]
 
 
 def chat(server: LlamaServer, entry: dict[str, str], **body: Any) -> str:
@@ -59,11 +61,15 @@ def chat(server: LlamaServer, entry: dict[str, str], **body: Any) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_is_served_and_judges(tmp_path: Path) -> None:
+def test_a_run_is_served_and_judges(tmp_path: Path, command: Any) -> None:
     (tmp_path / "entries.json").write_text(json.dumps(sums()), encoding="utf-8")
-    call("train.py", *SETTINGS, "output_dir=run", cwd=tmp_path)
-    export("run=run", "format=gguf", cwd=tmp_path)
-    export("run=run", "format=ollama", "dtype=q8_0", cwd=tmp_path)
+    for name, *args in (
+        ("train", *SETTINGS, "output_dir=run"),
+        ("export", "run=run", "format=gguf"),
+        ("export", "run=run", "format=ollama", "dtype=q8_0"),
+    ):
+        status, said = command(name, *args)
+        assert status == 0, said
     assert sorted(path.name for path in (tmp_path / "run" / "export" / "ollama").iterdir()) == [
         *("Modelfile", "README.md", "contents.json", "run-q8_0.gguf")
     ]
@@ -84,24 +90,24 @@ def test_a_run_is_served_and_judges(tmp_path: Path) -> None:
         (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
         judge = ["judge=openai", f"judge.base_url={server.address}/v1", "judge.model=run", "judge.api_key_env=null"]
         # Its replies are constrained to the JSON that the judge asks for, so that even this model's are scores.
-        command = [sys.executable, str(ROOT / "evaluate.py"), "responses=answers.json", *judge, "output_dir=judged"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        said = command("evaluate", "responses=answers.json", *judge, "output_dir=judged")[1]
         summary = json.loads((tmp_path / "judged" / "summary.json").read_text(encoding="utf-8"))
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
     assert (summary["n"], summary["scored"] + summary["failed"], summary["judge"]["kind"]) == (50, 50, "openai")
     lines = (tmp_path / "judged" / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     replies = [json.loads(line).get("raw") for line in lines]
     assert len(replies) == 50
-    assert all(replies), done.stderr  # each was asked, and the server answered
+    assert all(replies), said  # each was asked, and the server answered
 
 
 @pytest.mark.slow
-def test_the_answers_of_smollm2_are_ours(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_the_answers_of_smollm2_are_ours(smollm2_gguf: Path, tmp_path: Path, command: Any) -> None:
     """Untuned, its quantised weights written as float32."""
-    export("model=smollm2-135m", "format=gguf", "output_dir=out", cwd=tmp_path)
+    status, said = command("export", "model=smollm2-135m", "format=gguf", "output_dir=out")
+    assert status == 0, said
     tokenizer, config = load_tokenizer(smollm2_gguf), read_gguf_config(read_gguf(smollm2_gguf))
     responder = Responder(load_pretrained(config, smollm2_gguf), tokenizer, ALPACA, max_new_tokens=8)
-    entries = json.loads((ROOT / "instruct_lm" / "data" / "sample.json").read_text(encoding="utf-8"))[:10]
+    entries = json.loads((ROOT / "instruct_lm" / "data" / "sample.json").read_text(encoding="utf-8"))[:4]
     with served(tmp_path / "out" / "smollm2-135m-f32.gguf") as server:
         made = [chat(server, entry, max_tokens=8) for entry in entries]
     ours = responder.answer([Conversation.of(entry["instruction"], entry["input"]) for entry in entries])

@@ -20,13 +20,19 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("out", [16, 17])  # a transposed weight whose rows are no power of two is left to torch
 @pytest.mark.parametrize("transposed", [False, True])
-def test_it_equals_torchs_own(shape: tuple[int, ...], bias: bool, out: int, transposed: bool) -> None:
+def test_it_equals_torchs_own(
+    shape: tuple[int, ...], bias: bool, out: int, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*shape, 33, generator=generator)
     weight = torch.randn(33, out, generator=generator).T if transposed else torch.randn(out, 33, generator=generator)
     b = torch.randn(out, generator=generator) if bias else None
     assert module.is_faster(x)
+    library = torch.ops.mkldnn._linear_pointwise
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: asked.append(args[1]) or library(*args))
     torch.testing.assert_close(product(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
+    assert bool(asked) == (not transposed or out == 16)
 
 
 def test_other_dtypes_are_left_to_torch() -> None:

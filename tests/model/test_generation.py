@@ -1,5 +1,6 @@
 """Generation against the naive loop, and SmolLM2 against llama.cpp."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.model import generation
 from instruct_lm.model.generation import Sampling, generate, stream
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.pretrained import load_pretrained
@@ -56,6 +58,17 @@ def test_rows_leave_as_they_finish(model: GPT, monkeypatch: pytest.MonkeyPatch) 
     assert sizes == [4] * 15 + [3] * 8 + [2] * 8 + [1] * 8
 
 
+@pytest.mark.parametrize(("ended", "rows"), [(1, 10), (2, 8)])
+def test_ended_rows_stay_while_nine_in_ten_go_on(monkeypatch: pytest.MonkeyPatch, ended: int, rows: int) -> None:
+    sizes = []
+    decode = GPT.decode
+    monkeypatch.setattr(GPT, "decode", lambda self, ids, cache: sizes.append(len(ids)) or decode(self, ids, cache))
+    prompts = [[1] * 47] * ended + [[1] * 45] * (10 - ended)  # of 48: room for one token, and for three
+    made = generate(random_model(CONFIGS["gpt2"]), prompts, max_new_tokens=9)
+    assert [len(ids) for ids in made] == [1] * ended + [3] * (10 - ended)
+    assert sizes == [rows, rows]
+
+
 def test_a_sampled_answer_does_not_depend_on_its_batch(model: GPT) -> None:
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2]]
     sampling = Sampling(temperature=1.0, top_k=30, top_p=0.9, seed=5)
@@ -83,6 +96,52 @@ def test_sampling_draws_from_the_stated_distribution(sampling: Sampling, expecte
     shares = torch.bincount(sampling.choose(logits, generators), minlength=4)[[1, 3, 2, 0]] / n
     # 0.015: 4 standard errors at p = 0.5
     torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.015)
+
+
+def drawn(sampling: Sampling, logits: torch.Tensor, n: int = 300) -> set[int]:
+    generators = [torch.Generator().manual_seed(i) for i in range(n)]
+    return set(sampling.choose(logits.expand(n, -1), generators).tolist())
+
+
+def test_top_p_stops_at_the_token_that_reaches_it_exactly() -> None:
+    equal = torch.zeros(8)  # probabilities of 1/8, whose sums are exact
+    assert len(drawn(Sampling(temperature=1.0, top_p=0.5), equal)) == 4
+    assert len(drawn(Sampling(temperature=1.0, top_p=0.501), equal)) == 5
+    assert len(drawn(Sampling(temperature=1.0, top_k=4, top_p=0.5), equal)) == 2  # half of what top_k leaves
+
+
+def test_tokens_of_one_prompt_are_drawn_anew_each_time() -> None:
+    generators = [torch.Generator().manual_seed(3)]
+    tokens = [int(Sampling(temperature=1.0).choose(torch.zeros(1, 1000), generators)) for _ in range(20)]
+    assert len(set(tokens)) > 15
+
+
+def test_prompts_of_similar_length_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
+    monkeypatch.setattr(
+        generation, "stream", lambda model, prompts, **_: batches.append([len(ids) for ids in prompts]) or []
+    )
+    generate(random_model(CONFIGS["gpt2"]), [[1] * n for n in (3, 9, 1, 8, 5)], batch_size=2, max_new_tokens=1)
+    assert batches == [[9, 8], [5, 3], [1]]
+
+
+def test_no_prompt_draws_as_another_does_whatever_the_seed() -> None:
+    draws = [torch.rand(1, generator=Sampling(seed=seed).generator(n)).item() for seed in range(5) for n in range(40)]
+    assert len(set(draws)) == 200
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_answers_without_dropout_and_keeps_its_mode(training: bool) -> None:
+    model = random_model(dataclasses.replace(CONFIGS["gpt2"], dropout=0.5)).train(training)
+    modes: list[bool] = []
+    model.ln_f.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    made = generate(model, [[1, 2, 3]], max_new_tokens=5)
+    assert not any(modes)
+    assert made == [naive(random_model(CONFIGS["gpt2"]), [1, 2, 3], 5)]
+    assert model.training == model.h[0].dropout.training == training
+    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
+        generate(model, [[]], max_new_tokens=5)
+    assert model.training == training
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])

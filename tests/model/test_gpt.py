@@ -1,10 +1,13 @@
 """The transformer against its own padded, uncached, uncompressed form."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
 from instruct_lm.model.gpt import GPT, GPTConfig
-from tests.model.conftest import CONFIGS
+from tests.model.conftest import CONFIGS, random_model
 
 
 def test_a_token_sees_nothing_that_follows(model: GPT) -> None:
@@ -43,6 +46,57 @@ def test_activation_checkpointing_changes_no_gradient(model: GPT) -> None:
         torch.testing.assert_close(plain, checkpointed)
 
 
+@pytest.mark.parametrize(("flag", "training", "passes"), [(False, True, 1), (True, True, 2), (True, False, 1)])
+def test_activation_checkpointing_computes_each_block_again(flag: bool, training: bool, passes: int) -> None:
+    model = random_model(CONFIGS["gpt2"]).train(training)
+    model.activation_checkpointing = flag
+    blocks: list[int] = []
+    for block in model.h:
+        block.register_forward_pre_hook(lambda block, _: blocks.append(block.attn.layer))
+    model(torch.randint(0, 101, (2, 10))).square().mean().backward()
+    assert sorted(blocks) == sorted([*range(len(model.h))] * passes)
+
+
+def assert_dropped(kept: torch.Tensor, whole: torch.Tensor, p: float) -> None:
+    """Each element is either 0 or the whole one scaled by 1 / (1 − p), the former in a share p of cases."""
+    dropped = kept == 0
+    torch.testing.assert_close(kept[~dropped], whole[~dropped] / (1 - p))
+    share, error = dropped.double().mean().item(), math.sqrt(p * (1 - p) / kept.numel())
+    assert abs(share - p) < 5 * error
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dropout_acts_on_embeddings_attention_and_both_branches_in_training_alone(name: str) -> None:
+    p = 0.25
+    model = random_model(dataclasses.replace(CONFIGS[name], dropout=p))
+    torch.manual_seed(0)
+    block, ids, x = model.h[0], torch.randint(0, 101, (40, 20)), torch.randn(2000, 1, 32)
+    seen: list[torch.Tensor] = []
+    block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for _ in range(2):
+        model(ids)
+        model.eval()
+    model.train()
+    assert_dropped(*seen, p)  # embeddings: the first block's input
+
+    # A token that is alone sees itself with weight 1, or nothing: a head gives its value, scaled, or 0.
+    attn = block.attn
+    heads = attn.project(x, None)
+    values = heads[:, 0, attn.n_head + attn.n_kv_head :].repeat_interleave(attn.n_head // attn.n_kv_head, 1)
+    attended = attn.attend(heads).view(values.shape)
+    assert (attended.eq(0).all(-1) == attended.eq(0).any(-1)).all()  # heads as a whole
+    assert_dropped(attended[..., 0], values[..., 0], p)
+    torch.testing.assert_close(attn.eval().attend(heads).view(values.shape), values)
+
+    branches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    block.dropout.register_forward_hook(lambda _, args, out: branches.append((args[0], out)))
+    y = block.train()(x)
+    for whole, kept in branches:
+        assert_dropped(kept, whole, p)
+    assert len(branches) == 2
+    torch.testing.assert_close(y, x + branches[0][1] + branches[1][1])
+
+
 @pytest.mark.parametrize(
     "wrong", [{"n_head": 5}, {"n_kv_head": 5}, {"norm": "batchnorm"}, {"position": "none"}, {"activation": "relu"}]
 )
@@ -69,12 +123,11 @@ def test_gpt2_has_its_published_number_of_parameters(sizes: tuple[int, int, int]
 
 def test_a_new_model_has_gpt2s_start() -> None:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=501, block_size=64, n_layer=2, n_head=2, n_embd=64))
+    model = GPT(GPTConfig(vocab_size=501, block_size=64, n_layer=3, n_head=2, n_embd=64))
     stds = {name: parameter.std().item() for name, parameter in model.named_parameters() if parameter.dim() == 2}
-    for name, std in stds.items():
-        assert std == pytest.approx(0.01 if name.endswith("proj.weight") else 0.02, rel=0.05), (
-            name
-        )  # 0.02 / sqrt(2 * 2)
+    for name, std in stds.items():  # three blocks: 2 n, n + 2 and 2 ** n differ
+        expected = 0.02 / math.sqrt(6) if name.endswith("proj.weight") else 0.02
+        assert std == pytest.approx(expected, rel=0.05), name
     assert model.h[0].ln_1.weight.eq(1).all()
     assert model.h[0].attn.qkv.bias.eq(0).all()
     assert torch.equal(GPT(model.config).init_weights(7).wte.weight, GPT(model.config).init_weights(7).wte.weight)

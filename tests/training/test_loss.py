@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from instruct_lm.data.batching import collate
+from instruct_lm.fast import accelerate
+from instruct_lm.fast import loss as fast_loss
 from instruct_lm.fast.loss import chunked_loss, packed_loss
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.training.loss import batch_loss
@@ -47,8 +49,6 @@ def test_padding_and_masked_labels_change_nothing(loss: object) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=1, n_embd=4))
     if loss is packed_loss:
-        from instruct_lm.fast import accelerate
-
         accelerate(model)
     short, long = np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6, 7, 8, 9])
     weights = [np.array([0, 0, 1, 1.0]), np.array([0, 0, 0, 1, 1, 1, 1.0])]
@@ -59,3 +59,17 @@ def test_padding_and_masked_labels_change_nothing(loss: object) -> None:
         together = loss(model, collate([short, long], weights, responses([short, long], [3, 3]), pad_id=pad_id))
         assert together[0].item() == pytest.approx(alone[0][0].item() + alone[1][0].item(), rel=1e-5)
         assert together[1].item() == pytest.approx(alone[0][1].item() + alone[1][1].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [batch_loss, chunked_loss, packed_loss])
+def test_the_head_computes_what_counts_alone(loss: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6, 7])]
+    batch = collate(rows, [np.array([0, 0, 1, 1.0]), np.array([0, 0, 0, 1, 1.0])], responses(rows, [2, 3]))
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=1, n_embd=4))
+    accelerate(model)
+    seen: list[int] = []
+    head, fast_head = GPT.logits, fast_loss.linear_cross_entropy
+    monkeypatch.setattr(GPT, "logits", lambda self, x: seen.append(len(x)) or head(self, x))
+    monkeypatch.setattr(fast_loss, "linear_cross_entropy", lambda x, *args: seen.append(len(x)) or fast_head(x, *args))
+    loss(model, batch)
+    assert seen == [4]
