@@ -6,12 +6,12 @@ those of a command that a shell starts.
 """
 
 import ctypes
-import itertools
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -29,7 +29,6 @@ _PRELOADED = [
     *("instruct_lm.training.trainer", "instruct_lm.training.memory", "instruct_lm.fast", "instruct_lm.report"),
     *("instruct_lm.evaluation.scoring", "instruct_lm.evaluation.tensorboard", "instruct_lm.commands.export"),
 ]
-_COUNT = itertools.count(1)
 _LOCK = threading.Lock()  # multiprocessing looks after the ends of all processes when it starts one
 _BYPASSES = (1, 2)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of linux/capability.h: root reads what nobody may
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -47,7 +46,9 @@ class Job:
 
     def __init__(self, script: str, *args: str, folder: Path, limited: bool = False) -> None:
         self.words = " ".join([script, *args])
-        self.output = folder / f".said-{next(_COUNT)}"
+        file, name = tempfile.mkstemp(prefix="said-")  # not in the folder, whose disk may be full
+        os.close(file)
+        self.output = Path(name)
         arguments = (script, args, str(folder), str(self.output), limited)
         with _LOCK:
             self.process: ForkServerProcess = _context().Process(target=_run, args=arguments)
@@ -56,7 +57,7 @@ class Job:
     @property
     def said(self) -> str:
         """What it has printed so far."""
-        return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
+        return self.output.read_text(encoding="utf-8", errors="replace")
 
     @property
     def running(self) -> bool:
@@ -143,7 +144,7 @@ def _context() -> ForkServerContext:
 
 def _run(script: str, args: tuple[str, ...], folder: str, output: str, limited: bool) -> None:
     """The forked process: becomes the command."""
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.chdir(folder)

@@ -23,16 +23,20 @@ _WRITING = 0.006  # seconds; a checkpoint's writing, syncing and renaming, gener
 def kills(options: Options) -> Iterator[Outcome]:
     """Kill runs until `options.count` SIGKILLs have hit, in chains of one to three kills of the same run.
 
-    A chain's name is `kills:KIND:SEED`. The moments follow from the seed; where a process then is depends on the
-    machine, so a repeated chain may end otherwise.
+    A chain's name is `kills:KIND:SEED`; `options.only` may name one alone. The moments follow from the seed; where a
+    process then is depends on the machine, so a repeated chain may end otherwise.
     """
+    kind, _, seed = options.only.removeprefix("kills:").partition(":")
+    if seed:
+        yield from _chain(kind, int(seed), options)
+        return
     kinds = cycle(kind for kind in KINDS if options.wants(f"kills:{kind}:"))
-    chains = ((kind, options.seed + n) for kind, n in zip(kinds, count(), strict=False))
+    chains = zip(kinds, count(options.seed), strict=False)
     killed = tried = 0
     with ThreadPoolExecutor(options.jobs) as pool:
         while killed < options.count and tried < 3 * options.count + 10:  # a run that ends at once is never hit
             tried += options.jobs
-            batch = [(kind, seed) for kind, seed in (next(chains) for _ in range(options.jobs))]
+            batch = [next(chains) for _ in range(options.jobs)]
             for outcomes in pool.map(lambda each: _chain(each[0], each[1], options), batch):
                 killed += sum(outcome.fault.startswith("SIGKILL") for outcome in outcomes)
                 yield from outcomes
@@ -66,6 +70,8 @@ def _chain(kind: str, seed: int, options: Options) -> list[Outcome]:
     unlike = differences(run.folder, whole.folder) if not seen else []
     if not seen and not unlike:
         options.discard(run.folder)
+    elif not faults:  # something went wrong before the first kill
+        faults = ["a run without any fault"]
     return [Outcome(fault, name, not seen, not seen and not unlike, seen or "; ".join(unlike[:4])) for fault in faults]
 
 
