@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from faults.commands import ROOT
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
     add = parser.add_argument
     add("faults", nargs="*", metavar="FAULT", help=f"{', '.join(FAULTS)}; default: all")
-    add("--count", type=int, default=200, help="SIGKILLs (default: %(default)s)")
-    add("--seed", type=int, default=1, help="of all that is random (default: %(default)s)")
+    add("--count", type=int, default=Options.count, help="SIGKILLs (default: %(default)s)")
+    add("--seed", type=int, default=Options.seed, help="of all that is random (default: %(default)s)")
     add("--only", default="", metavar="NAME", help="those whose names begin so, as a line on stderr gives them")
-    add("--jobs", type=int, default=2, help="commands at a time (default: %(default)s)")
+    add("--jobs", type=int, default=Options.jobs, help="commands at a time (default: %(default)s)")
     add("--work", type=Path, help="where the runs' folder is made (default: the system's temporary folder)")
     add("--keep", action="store_true", help="keep also the folders of what ended well")
     add("--write", type=Path, metavar="FILE", help="put the table into this file, between its marks, as docs/faults.md")
@@ -51,15 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = Path(tempfile.mkdtemp(prefix="faults-", dir=chosen.work)).resolve()
     options = Options(work, chosen.count, chosen.seed, chosen.only, chosen.jobs, chosen.keep)
 
-    started, outcomes = time.monotonic(), []
-    for name in chosen.faults or FAULTS:
-        for outcome in FAULTS[name](options):
-            outcomes.append(outcome)
-            print(_line(outcome), file=sys.stderr, flush=True)
+    started = time.monotonic()
+    outcomes = list(_tried([name for name in chosen.faults or FAULTS if options.wants(f"{name}:")], options))
+    if not outcomes:
+        parser.error(f"--only {chosen.only}: there is no such fault")
     failed = [
-        each
-        for each in outcomes
-        if isinstance(each, Outcome) and not (each.survived and each.identical in (True, None))
+        each for each in outcomes if isinstance(each, Outcome) and not (each.survived and each.identical is not False)
     ]
     text = f"{_heading(time.monotonic() - started, chosen)}\n\n{table(outcomes)}\n"
     print(f"\n{text}")
@@ -75,6 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(failed))
 
 
+def _tried(names: Iterable[str], options: Options) -> Iterator[Outcome | Skipped]:
+    """The outcomes as they come, each with its line; one that the harness itself cannot make is not survived."""
+    for name in names:
+        outcomes = iter(FAULTS[name](options))
+        while True:
+            try:
+                outcome = next(outcomes, None)
+            except Exception as error:
+                outcome, outcomes = Outcome(f"{name}, to be tried at all", name, False, None, f"{error}"), iter(())
+            if outcome is None:
+                break
+            print(_line(outcome), file=sys.stderr, flush=True)
+            yield outcome
+
+
 def _line(outcome: Outcome | Skipped) -> str:
     if isinstance(outcome, Skipped):
         return f"skipped    {outcome.fault}: {outcome.reason}"
@@ -87,7 +99,10 @@ def _heading(seconds: float, chosen: argparse.Namespace) -> str:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    called = " ".join(["python -m faults", *chosen.faults, f"--seed {chosen.seed}"])
+    more = [f"--count {chosen.count}"] * (chosen.count != Options.count) + [f"--only {chosen.only!r}"] * bool(
+        chosen.only
+    )
+    called = " ".join(["python -m faults", *chosen.faults, f"--seed {chosen.seed}", *more])
     return f"`{called}`, {time.strftime('%Y-%m-%d')}, commit {commit}, {machine}, {seconds / 60:.0f} minutes:"
 
 

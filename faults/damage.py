@@ -115,8 +115,7 @@ def scenes(options: Options) -> Iterator[Scene]:
     longer = ("trainer.max_epochs=3",)
     if options.wants("damage:resume"):
         whole = reference("gpt2", options.work, *longer)
-        stopped = Run("gpt2", options.work / "stopped", options.work / "cache", *longer).stop_early()
-        cache = _copy(whole.cache, options.work / "cache-good")
+        stopped = Run("gpt2", options.work / "stopped", options.work / "cache-of-stopped", *longer).stop_early()
 
         def resumed(run: Path, with_curves: bool) -> tuple[Ended, list[str]]:
             ended = call("train.py", f"resume={run}", folder=run.parent, limited=True)
@@ -129,8 +128,8 @@ def scenes(options: Options) -> Iterator[Scene]:
 
         files = ("checkpoints/*.ckpt", "*.json", ".hydra/config.yaml", "tensorboard/events.*")
         yield Scene("resume", stopped.folder, files, resumed)
-        yield Scene("resume-cache", cache, ("tokens/*.npz",), without_cache)
-    if options.wants("damage:evaluate"):
+        yield Scene("resume-cache", stopped.cache, ("tokens/*.npz",), without_cache)
+    if options.wants("damage:evaluate") or options.wants("damage:complete"):
         yield from _of_a_complete_run(options)
     for form in ("hf", "gguf"):
         if options.wants(f"damage:base-{form}"):
@@ -155,7 +154,7 @@ def _of_a_complete_run(options: Options) -> Iterator[Scene]:
 
     yield Scene("evaluate", whole.folder, ("checkpoints/best.ckpt", "*.json", ".hydra/config.yaml"), evaluated)
     yield Scene("evaluate-again", scored, ("evaluation/test/*.json*",), evaluated)
-    yield Scene("resume-complete", whole.folder, ("checkpoints/*.ckpt", "*.json", ".hydra/config.yaml"), resumed)
+    yield Scene("complete", whole.folder, ("checkpoints/*.ckpt", "*.json", ".hydra/config.yaml"), resumed)
 
 
 def _of_a_base(form: str, options: Options) -> Iterator[Scene]:

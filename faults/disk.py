@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -55,8 +55,16 @@ def _mounted(place: Path, size: int) -> Iterator[Callable[[int], None]]:
         place.rmdir()
 
 
+def _fill(place: Path, left: int) -> None:
+    """Leave so many bytes free, though a command may be writing."""
+    while True:
+        usage = os.statvfs(place)
+        with suppress(subprocess.CalledProcessError):  # more is in use by now
+            return _resize(place, (usage.f_blocks - usage.f_bfree) * usage.f_frsize + left)
+
+
 def _resize(place: Path, size: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True, capture_output=True)
 
 
 def _unable(work: Path) -> str:
@@ -88,8 +96,7 @@ def _checkpoint(name: str, left: int, whole: Run, options: Options) -> Iterator[
         run.folder.mkdir()
         job = run.start()
         job.wait_until((run.folder / LAST).exists)
-        usage = os.statvfs(place)
-        resize((usage.f_blocks - usage.f_bfree) * usage.f_frsize + left)
+        _fill(place, left)
         ended = job.wait()
         if ended.status != 0:
             yield _then_with_room(name, "full disk while a checkpoint is written", ended, run, whole, resize)
@@ -117,8 +124,7 @@ def _afterwards(name: str, what: str, left: int, whole: Run, options: Options) -
         shutil.copytree(whole.folder, run := place / "run")
         command = [f"run={run}", f"cache_dir={whole.cache}", "offline=true"]
         script = "evaluate.py" if what == "evaluation" else "instruct_lm.export"
-        usage = os.statvfs(place)
-        resize((usage.f_blocks - usage.f_bfree) * usage.f_frsize + left)
+        _fill(place, left)
         ended = call(script, *command, folder=options.work)
         seen = "" if ended.status == 0 or (ended.refused and _is_short(ended)) else str(ended)
         resize(_LARGE)

@@ -1,5 +1,6 @@
 """The command `python -m faults`: its table and its exit status."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,30 @@ def test_the_status_is_0_only_if_all_was_survived_to_the_bit(
     assert text.startswith("Before.\n<!-- last run -->\n`python -m faults mine --seed 1`, ")
     assert text.endswith(f"{table(outcomes)}\n<!-- end of last run -->\nAfter.\n")
     assert len(list(tmp_path.glob("faults-*"))) == status  # what was lost stays, to be looked at
+
+
+def test_a_fault_that_cannot_be_tried_is_not_survived(
+    faults: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(options: object) -> Iterator[Outcome]:
+        yield GOOD
+        raise RuntimeError("train.py ended with 1")
+
+    faults |= {"broken": broken, "mine": lambda options: [REFUSED]}
+    assert command.main(["--work", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "train.py ended with 1" in printed.err
+    assert "| broken, to be tried at all | 1 | 0 |" in printed.out
+    assert "| damage | 1 | 1 |" in printed.out
+
+
+def test_only_what_is_named_is_tried(faults: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faults |= {"one": lambda options: [GOOD], "other": lambda options: [LOST] if options.wants("other:x") else []}
+    assert command.main(["--only", "one:1", "--work", str(tmp_path)]) == 0
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--only", "other:y", "--work", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "--only other:y: there is no such fault" in capsys.readouterr().err
 
 
 def test_an_unknown_fault_is_refused(faults: dict, capsys: pytest.CaptureFixture[str]) -> None:
