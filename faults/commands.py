@@ -114,7 +114,8 @@ class Ended:
 
     def __str__(self) -> str:
         lines = [line for line in self.said.strip().splitlines() if line.strip()]
-        return f"{self.words}: {'hung' if self.status is None else f'status {self.status}'}: {' / '.join(lines[-3:])}"
+        end = "hung" if self.status is None else f"status {self.status}"
+        return f"{self.words}: {end}: {' / '.join(line[:200] for line in lines[-3:])}"
 
 
 def call(script: str, *args: str, folder: Path, limited: bool = False) -> Ended:

@@ -32,6 +32,7 @@ _RECOVERED = (
     "*.npz",
 )
 _LOCKS: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+_ANOTHER = "of another run"  # a checkpoint alone
 _CURVES = "tensorboard/*"  # what a damaged event file held is lost
 
 
@@ -103,8 +104,10 @@ def damage(options: Options) -> Iterator[Outcome]:
         for scene in scenes(options)
         for pattern in scene.files
         for file in sorted(path.relative_to(scene.folder) for path in scene.folder.glob(pattern) if path.is_file())
-        for how in DAMAGES
-        if how not in scene.skip and options.wants(f"damage:{scene.name}:{file}:{how}")
+        for how in (*DAMAGES, _ANOTHER)
+        if how not in scene.skip
+        and (how != _ANOTHER or file.suffix == ".ckpt")
+        and options.wants(f"damage:{scene.name}:{file}:{how}")
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         yield from pool.map(lambda each: _trial(each[0], each[1], each[2], places, options), trials)
@@ -192,7 +195,11 @@ def _trial(scene: Scene, file: Path, how: str, places: "queue.Queue[Path]", opti
     try:
         with _LOCKS[scene.place or place]:
             copy = _copy(scene.folder, scene.place or place / scene.name)
-            DAMAGES[how](copy / file, Random(f"{options.seed}{name}"))
+            if how == _ANOTHER:
+                other = reference("gpt2", options.work, "seed=7").folder / "checkpoints"
+                shutil.copy(other / ("best.ckpt" if file.stem == "best" else "last.ckpt"), copy / file)
+            else:
+                DAMAGES[how](copy / file, Random(f"{options.seed}{name}"))
             ended, unlike = scene.act(copy, not fnmatch(str(file), _CURVES))
     except Exception as error:
         return Outcome(fault, name, False, False, f"the results cannot be read: {error!r:.200}")
@@ -201,7 +208,7 @@ def _trial(scene: Scene, file: Path, how: str, places: "queue.Queue[Path]", opti
     if ended.status == 0:
         seen = "; ".join(unlike[:3]) if ended.is_clean else str(ended)
         return Outcome(fault, name, not seen, not unlike, seen)
-    recovers = how != "unreadable" and any(fnmatch(str(file), pattern) for pattern in _RECOVERED)
+    recovers = how not in ("unreadable", _ANOTHER) and any(fnmatch(str(file), pattern) for pattern in _RECOVERED)
     survived = ended.refused and not recovers
     return Outcome(fault, name, survived, None, "" if survived else str(ended))
 
