@@ -21,7 +21,7 @@ BENCH_DONE := $(VENV)/bench.installed
 TUNED := outputs/demo
 UNTUNED := outputs/demo-untuned
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench faults clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make test    all tests'
 	@echo 'make lint    ruff, mypy and import-linter (which folder may import which)'
 	@echo 'make bench   speed and memory beside other libraries; BENCH="training --rounds 1" picks'
+	@echo 'make faults  kills, full disks, damaged files, lying servers, two owners; FAULTS="kills --count 20" picks'
 	@echo 'make clean   delete .venv and the tools'\'' caches; outputs/ and downloads stay'
 	@echo
 	@echo 'The first of them makes .venv and installs into it. Variables: PYTHON (3.10 to 3.13), TORCH.'
@@ -65,6 +66,9 @@ lint: $(DEV_DONE)
 
 bench: $(BENCH_DONE) $(BOOK_DONE)
 	$(PY) -m benchmarks $(BENCH)
+
+faults: $(RUN_DONE)
+	$(PY) -m faults $(FAULTS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
