@@ -60,10 +60,7 @@ def train(config: TrainConfig) -> None:
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     run = run_id(config.folder)
     checkpoint = sound_checkpoint(config.folder, run) if config.resume else None
-    if checkpoint is None:
-        clear_dead_start(config.folder)
-    else:
-        check_limits(config, checkpoint)
+    check_limits(config, checkpoint) if checkpoint else clear_dead_start(config.folder)
     (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     divergence, throughput = Divergence(), Throughput()
     callbacks = [divergence, throughput, SampleResponses(data.splits.validation[:4])]
@@ -85,8 +82,7 @@ def train(config: TrainConfig) -> None:
         "steps": trainer.global_step,
         "ended": why_ended(trainer),
         "seconds": round(time.perf_counter() - started, 1),
-        "train_seconds": round(throughput.seconds, 1),
-        "tokens_per_second": round(throughput.tokens / max(throughput.seconds, 1e-9), 1),
+        **throughput.summary(),
         "peak_memory_gb": round(peak_memory(tuner.device) / 1e9, 2),
         "before": divergence.before,
         "after": divergence.after,

@@ -43,6 +43,11 @@ class Throughput(Callback):
         module.log("train/tokens_per_second", batch.n_tokens / seconds, prog_bar=True)
         module.log("train/memory_gb", peak_memory(module.device) / 1e9)
 
+    def summary(self) -> dict[str, float]:
+        """The totals in figures of a run's summary."""
+        rate = self.tokens / max(self.seconds, 1e-9)
+        return {"train_seconds": round(self.seconds, 1), "tokens_per_second": round(rate, 1)}
+
     def state_dict(self) -> dict[str, Any]:
         """The totals."""
         return {"tokens": self.tokens, "seconds": self.seconds}

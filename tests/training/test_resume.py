@@ -1,9 +1,8 @@
 """A run that is killed anywhere and resumed ends as one that nothing has disturbed: weights, curves and best weights."""
 
 import json
-import os
-import signal
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instruct_lm.commands import build
+from instruct_lm.commands.runs import clear_dead_start
 from instruct_lm.config import TrainConfig
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.io.fetcher import Fetcher
-from instruct_lm.io.run_files import BEST, LAST, PREVIOUS
+from instruct_lm.io.run_files import BEST
 from instruct_lm.training.checkpoints import sound_checkpoint
 from instruct_lm.training.divergence import Divergence
 from instruct_lm.training.callbacks import Throughput
@@ -97,16 +97,46 @@ def assert_same_end(folder: Path, end: dict[str, Any], whole_folder: Path, whole
     assert curves(folder) == curves(whole_folder), why
 
 
-def killed_and_resumed(data_file: Path, folder: Path, *overrides: str, hooks: Sequence[int]) -> None:
-    """Compares a run that is killed at these of its hooks, then resumed, with one that is not."""
+def killed_until_done(data_file: Path, folder: Path, *overrides: str, seed: int = 0) -> int:
+    """Kills a run at random hooks and resumes it until it ends; compares it with one that is not. Returns the kills."""
     whole = train(tiny(data_file, folder / "whole", *overrides))
-    for at in hooks:
-        config = tiny(data_file, folder / str(at), *overrides)
-        for position in ("first", "last"):  # before and after the callbacks that save
-            config = tiny(data_file, folder / f"{at}-{position}", *overrides)
-            with pytest.raises(Killed):
-                train(config, **{position: [Killer(at)]})
-            if sound_checkpoint(config.folder) is None:
-                continue  # it starts anew
-            end = train(config)
-            assert_same_end(config.folder, end, folder / "whole", whole, (at, position, overrides))
+    config, rng = tiny(data_file, folder / "killed", *overrides), random.Random(seed)
+    for kills in range(40):
+        # Before or after the callbacks that save; later and later, so that it comes to an end.
+        where, killer = rng.choice(["first", "last"]), Killer(rng.randint(8, 24 + 8 * kills))
+        if sound_checkpoint(config.folder) is None:
+            clear_dead_start(config.folder)
+        try:
+            end = train(config, **{where: [killer]})
+        except Killed:
+            continue
+        assert_same_end(config.folder, end, folder / "whole", whole, (kills, overrides))
+        return kills
+    raise AssertionError("it never came to its end")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["checkpoint_steps=1", "val_interval=0.16"],  # a checkpoint and a validation after every step
+        ["checkpoint_steps=2", "val_interval=0.3", "accumulate=2", "max_steps=5", "max_epochs=null"],
+        ["checkpoint_steps=3", "val_interval=1.5", "accumulate=3", "max_epochs=4"],
+    ],
+)
+def test_a_run_that_is_killed_anywhere_logs_every_value_once(
+    data_file: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    assert killed_until_done(data_file, tmp_path, *[f"trainer.{key}" for key in overrides]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.dropout=0.1", "data.layout=padded", "optimizer.schedule=cosine", "optimizer.warmup_steps=3"],
+        ["lora=r16", "lora.rank=2", "fast=false", "trainer.accumulate=2", "optimizer.name=adafactor"],
+        ["device.precision=bf16-mixed", "optimizer.in_backward=true", "data.group_by_length=true"],
+    ],
+)
+def test_kinds_of_runs_end_alike_when_they_are_killed(data_file: Path, tmp_path: Path, overrides: list[str]) -> None:
+    assert killed_until_done(data_file, tmp_path, "trainer.checkpoint_steps=1", *overrides) > 0
