@@ -1,21 +1,20 @@
 """Fine-tune a model on instructions: `python train.py --help`."""
 
 import logging
-import signal
 import sys
 import time
 from contextlib import redirect_stdout
 from typing import Any
 
+from instruct_lm.commands.endings import explained
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.pasting import command
-from instruct_lm.commands.runs import is_complete, limits, record_data, save_config
+from instruct_lm.commands.runs import clear_dead_start, is_complete, limits, record_data, run_id, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
-from instruct_lm.errors import StoppedError
 from instruct_lm.io.files import shown, write_json
-from instruct_lm.io.run_files import LAST, SUMMARY
+from instruct_lm.io.run_files import LAST, PREVIOUS, SUMMARY
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,23 @@ def main(config: TrainConfig) -> None:
     if is_complete(config):
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
         return finish(config)
-
     fetch_sources(config)
+    with explained(config):
+        train(config)
+    finish(config)
+
+
+def train(config: TrainConfig) -> None:
+    """Train from the start or from the last checkpoint, and write the summary."""
     # Imported here, so that --help, mistakes on the command line and missing files need no torch.
     from lightning.pytorch import seed_everything
 
     from instruct_lm.commands import build
     from instruct_lm.training.callbacks import SampleResponses, Throughput
+    from instruct_lm.training.checkpoints import sound_checkpoint
+    from instruct_lm.training.divergence import Divergence
     from instruct_lm.training.memory import describe, free_memory, peak_memory
-    from instruct_lm.training.trainer import make_trainer, record_hparams, validate_before
+    from instruct_lm.training.trainer import check_limits, make_trainer, record_hparams, why_ended
 
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
@@ -51,22 +58,19 @@ def main(config: TrainConfig) -> None:
     fits, message = describe(build.estimate_memory(config, data), free_memory(accelerator))
     log.log(logging.INFO if fits else logging.WARNING, message)
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
+    run = run_id(config.folder)
+    checkpoint = sound_checkpoint(config.folder, run) if config.resume else None
+    check_limits(config, checkpoint) if checkpoint else clear_dead_start(config.folder)
     (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
-    throughput = Throughput()
-    trainer = make_trainer(config, accelerator, [throughput, SampleResponses(data.splits.validation[:4])])
-    resume: dict[str, Any] = {"ckpt_path": config.folder / LAST, "weights_only": True} if config.resume else {}
-
-    try:
-        with redirect_stdout(sys.stderr):  # the progress bar's; stdout is for results
-            before = validate_before(config, trainer, tuner, data)
-            trainer.fit(tuner, data, **resume)
-            after = {name: float(value) for name, value in trainer.callback_metrics.items() if name in before}
-            if not after:  # the run was stopped between its last step and its summary
-                after = dict(trainer.validate(tuner, data, verbose=False)[0])
-    except StoppedError as stopped:
-        raise how_to_continue(config, str(stopped), stopped.signal) from stopped
-    except SystemExit as stopped:  # Lightning's end after Ctrl-C
-        raise how_to_continue(config, "Stopped at once.", signal.SIGINT) from stopped
+    divergence, throughput = Divergence(), Throughput()
+    callbacks = [divergence, throughput, SampleResponses(data.splits.validation[:4])]
+    trainer = make_trainer(config, accelerator, callbacks, run, checkpoint.step if checkpoint else 0)
+    with redirect_stdout(sys.stderr):  # the progress bar's; stdout is for results
+        if checkpoint is None:
+            divergence.validate_before(trainer, tuner, data)
+        trainer.fit(tuner, data, ckpt_path=checkpoint and checkpoint.path, weights_only=True)
+        if divergence.after_step < trainer.global_step:  # the run now ends earlier than its checkpoint was to
+            trainer.validate(tuner, data, verbose=False)
 
     summary = {
         "model": config.model.name,
@@ -76,24 +80,16 @@ def main(config: TrainConfig) -> None:
         "prompt_loss_weight": data.prompt_loss_weight,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "ended": why_ended(trainer),
         "seconds": round(time.perf_counter() - started, 1),
-        "train_seconds": round(throughput.seconds, 1),
-        "tokens_per_second": round(throughput.tokens / max(throughput.seconds, 1e-9), 1),
+        **throughput.summary(),
         "peak_memory_gb": round(peak_memory(tuner.device) / 1e9, 2),
-        "before": before,
-        "after": after,
+        "before": divergence.before,
+        "after": divergence.after,
         "limits": limits(config),
     }
     record_hparams(trainer, config, summary)
     summarise(config, summary)
-    finish(config)
-
-
-def how_to_continue(config: TrainConfig, message: str, number: int) -> StoppedError:
-    """The error of a run that signal `number` has stopped."""
-    if not (config.folder / LAST).is_file():
-        return StoppedError("Stopped before the first checkpoint: there is nothing to resume.", number)
-    return StoppedError(f"{message} Continue with: {command('train.py', resume=config.folder)}", number)
 
 
 def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
@@ -104,6 +100,7 @@ def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
         words = name.replace("val/", "validation ").replace("_", " ")
         table.append(f"{words:32}{before:10.3f}{summary['after'][name]:10.3f}")
     log.info("\n%s\n", "\n".join(table))
+    log.info("ended at step %(steps)d: trainer.%(ended)s is reached", summary)
     cost = "%(steps)d steps, %(seconds).0f s in all, %(train_seconds).0f s of training"
     log.info(f"{cost}: %(tokens_per_second).0f tokens/s, peak memory %(peak_memory_gb).2f GB", summary)
 
@@ -111,7 +108,8 @@ def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
 def finish(config: TrainConfig) -> None:
     """Delete what a complete run does not keep, and evaluate it if asked for."""
     if not config.trainer.keep_last:
-        (config.folder / LAST).unlink(missing_ok=True)
+        for name in (LAST, PREVIOUS):
+            (config.folder / name).unlink(missing_ok=True)
     if config.evaluate:
         evaluate_run(config.folder)
     else:

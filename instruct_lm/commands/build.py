@@ -7,6 +7,7 @@ import torch
 
 from instruct_lm.commands.check_config import AnyConfig, make_config
 from instruct_lm.commands.fetch import build_fetcher as build_fetcher
+from instruct_lm.commands.runs import run_id
 from instruct_lm.config import CommonConfig, DataCommandConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
@@ -25,6 +26,7 @@ from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora, merge_lora
 from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder
+from instruct_lm.training.checkpoints import load_checkpoint
 from instruct_lm.training.memory import TrainingMemory, largest_batch
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
@@ -106,16 +108,10 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a run's checkpoint, mapped from the file; with adapters, those alone.
 
     Raises:
-        InputError: The file is no checkpoint.
+        InputError: The file is damaged or no checkpoint, or belongs to another run than its folder.
     """
-    try:
-        stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-        state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
-        if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-            raise TypeError(f"{others[0]} is no tensor")
-        return state
-    except Exception as error:  # torch, zip and pickle raise a dozen kinds
-        raise InputError(f"{path} is no readable checkpoint ({error}): use another, or train anew.") from error
+    stored = load_checkpoint(path, run_id(path.parents[1]))["state_dict"]
+    return {name.removeprefix("model."): tensor for name, tensor in stored.items()}
 
 
 def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GPT:

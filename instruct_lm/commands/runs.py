@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -15,9 +16,11 @@ import yaml
 from instruct_lm.commands.check_config import make_config, nest
 from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import sha256_of, write_json, write_text
+from instruct_lm.io.files import sha256_of, shown, write_json, write_text
 from instruct_lm.io.plain_yaml import read_plain_yaml
-from instruct_lm.io.run_files import CONFIG_FILE, LAST, MADE_FROM, SUMMARY
+from instruct_lm.io.run_files import BEST, CONFIG_FILE, LAST, MADE_FROM, PREVIOUS, SUMMARY
+
+log = logging.getLogger(__name__)
 
 FromRun = TypeVar("FromRun", EvaluateConfig, ExportConfig)
 
@@ -97,7 +100,7 @@ def train_dir(output_dir: str | None, resume: str | None, default: str) -> str:
         return str(run)
     if output_dir is None:
         return _claim(default)
-    if any((Path(output_dir).expanduser() / "checkpoints").glob("*.ckpt")):
+    if is_begun(Path(output_dir).expanduser()):
         raise InputError(f"output_dir={output_dir} holds a run: continue it with resume={output_dir}, or delete it.")
     return str(Path(output_dir).expanduser())
 
@@ -129,22 +132,35 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
         given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: Keys that contradict the run, no run to resume, or no checkpoint in a run that is not complete.
+        InputError: Keys that contradict the run, or no run to resume.
     """
     remedy = f"Leave out what differs, or start a run in another output_dir. May change: {', '.join(RESUME_MAY_CHANGE)}"
     values = _merge(str(config.resume), config, given, RESUME_MAY_CHANGE, remedy)
     config = make_config(TrainConfig, nest({**values, "resume": config.resume}))
-    if not is_complete(config):
-        checkpoint_path(config.folder, "last")
+    if not is_begun(config.folder):
+        log.info("%s ended before its first checkpoint: it starts anew", shown(config.folder))
+        return config.model_copy(update={"resume": None})
     return config
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a folder holds something to go on from; if not, delete the curves of a start that saved nothing."""
-    begun = (folder / LAST).is_file() or (folder / SUMMARY).is_file()
-    if not begun:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
-    return begun
+    """Whether a folder holds something that a training run can go on from."""
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS, SUMMARY))
+
+
+def clear_dead_start(folder: Path) -> None:
+    """Delete what a run left in its folder that was killed before its first checkpoint."""
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its curves would go back to step 0
+    (folder / BEST).unlink(missing_ok=True)
+
+
+def run_id(folder: Path) -> str | None:
+    """The id of a training run, which its checkpoints carry too; None where its record has none."""
+    try:
+        made_from = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return made_from.get("run") if isinstance(made_from, dict) else None
 
 
 def taken_from_run(config: FromRun, given: Iterable[str]) -> FromRun:

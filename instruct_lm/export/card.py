@@ -13,7 +13,7 @@ from instruct_lm.config import ExportConfig, TrainConfig
 from instruct_lm.data.conversation import Turn
 from instruct_lm.errors import InputError
 from instruct_lm.export.chat_templates import end_text
-from instruct_lm.io.run_files import BEFORE, MADE_FROM, SUMMARY
+from instruct_lm.io.run_files import MADE_FROM, SUMMARY
 from instruct_lm.io.sources import hub_name
 from instruct_lm.model.description import source_name
 from instruct_lm.respond import Responder
@@ -144,7 +144,6 @@ def _training(folder: Path, run: TrainConfig, config: ExportConfig) -> Iterator[
     """What the run was made of and came to, a line each."""
     summary, made_from = _read(folder / SUMMARY), _read(folder / MADE_FROM)
     before, after, entries = (_object(summary.get(key)) for key in ("before", "after", "entries"))
-    before = before or _read(folder / BEFORE)
     sha256 = _object(made_from.get("data")).get("sha256")
     yield f"- Base model: {public_source(run.model.weights)}, sha256 {_shown(run.model.weights_sha256)}"
     own = f"the entries that come with {PROJECT}"

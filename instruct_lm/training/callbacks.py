@@ -1,4 +1,4 @@
-"""Callbacks around the training steps: throughput, sample answers, when to validate."""
+"""Callbacks around the training steps: throughput, sample answers, when to validate and when to stop."""
 
 import logging
 import time
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.data.conversation import Conversation
@@ -21,7 +21,8 @@ class Throughput(Callback):
     """Logs ``train/tokens_per_second`` (without padding) and ``train/memory_gb`` (the peak so far).
 
     Attributes:
-        tokens, seconds: Of all training steps so far; validation and checkpoints do not count.
+        tokens, seconds: Of all training steps so far, those before a resume included; validation and checkpoints do not
+            count.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,43 @@ class Throughput(Callback):
         module.log("train/tokens_per_second", batch.n_tokens / seconds, prog_bar=True)
         module.log("train/memory_gb", peak_memory(module.device) / 1e9)
 
+    def summary(self) -> dict[str, float]:
+        """The totals in figures of a run's summary."""
+        rate = self.tokens / max(self.seconds, 1e-9)
+        return {"train_seconds": round(self.seconds, 1), "tokens_per_second": round(rate, 1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The totals."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the totals of a checkpoint."""
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+
+
+class Patience(EarlyStopping):
+    """Ends training after so many validations in a row without a better ``val/response_loss``.
+
+    Args:
+        validations: The number.
+    """
+
+    def __init__(self, validations: int) -> None:
+        super().__init__("val/response_loss", patience=validations, check_on_train_epoch_end=False)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there have been so many."""
+        return self.wait_count >= self.patience
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the count, but not the patience: a resumed run may have more."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Stop a run at once that ended here already."""
+        trainer.should_stop = trainer.should_stop or self.is_over
+
 
 class SampleResponses(Callback):
     """Writes short answers to a few fixed instructions to TensorBoard, before training and at each validation.
@@ -57,6 +95,7 @@ class SampleResponses(Callback):
         """Answer and log; ``module`` is an `InstructionTuner` with a responder."""
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.logger is None or not self.examples:
             return
+        step = max(trainer.global_step - 1, 0)  # Lightning counts the steps of its curves from 0
         responder = replace(module.responder, max_new_tokens=32, sampling=GREEDY)
         rows = ["| instruction | reference | response |", "|---|---|---|"]
         for example, response in zip(self.examples, responder.answer(self.examples), strict=True):
@@ -64,7 +103,7 @@ class SampleResponses(Callback):
             texts = (question, example.reference, response.text)
             cells = [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
             rows.append(f"| {' | '.join(cells)} |")
-        trainer.logger.experiment.add_text("responses", "\n".join(rows), trainer.global_step)  # type: ignore[attr-defined]
+        trainer.logger.experiment.add_text("responses", "\n".join(rows), step)  # type: ignore[attr-defined]
 
 
 class ValidateEvery(Callback):

@@ -1,5 +1,6 @@
 """The LightningModule: one token-weighted loss for every mask, batch size and accumulation."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,6 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
-from instruct_lm.errors import RunError
 from instruct_lm.io.conf_files import model_config
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.description import complete
@@ -24,6 +24,11 @@ from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder, Response
 from instruct_lm.training.loss import batch_loss
 from instruct_lm.training.optimizers import ADAMW, OptimizerSettings
+
+log = logging.getLogger(__name__)
+
+TOTAL_STEPS = "total_steps"
+"""The key of a checkpoint that holds the number of optimizer steps that the run was to have."""
 
 
 class InstructionTuner(pl.LightningModule):
@@ -52,6 +57,7 @@ class InstructionTuner(pl.LightningModule):
         self.settings = optimizer
         self.seed = seed
         self.loss: Callable[[GPT, Batch], tuple[Tensor, Tensor]] = batch_loss
+        self._total_steps: float | None = None  # as a checkpoint has it
         self._sums = torch.zeros(4, dtype=torch.float64)  # of the evaluation under way, as in `_add`
         self._train_sums = torch.zeros(4, dtype=torch.float64)  # of the optimizer step under way
 
@@ -142,20 +148,10 @@ class InstructionTuner(pl.LightningModule):
             self.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the loss of the step under way.
-
-        Raises:
-            RunError: The loss is NaN or infinite.
-        """
+        """Log the loss of the step under way."""
         weighted, weight, _, _ = self._reduced(self._train_sums)
         self._train_sums.zero_()
-        loss = weighted / weight
-        if not math.isfinite(loss):
-            raise RunError(
-                f"Training diverged: the loss is {loss} at step {self.trainer.global_step}. Lower optimizer.lr, or try "
-                "trainer.clip_norm=1 and optimizer.warmup_steps=50."
-            )
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", weighted / weight, prog_bar=True)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and not self.settings.in_backward:
@@ -199,7 +195,27 @@ class InstructionTuner(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Set the rate of the next step: a resumed run may be longer or shorter than its checkpoint was to be."""
+        scheduler: Any = self.lr_schedulers()
+        step, total = self.trainer.global_step, self.trainer.estimated_stepping_batches
+        rates = [base * self.settings.factor(step, total) for base in scheduler.base_lrs]
+        groups = scheduler.optimizer.param_groups
+        if step and rates[0] != (before := groups[0]["lr"]):
+            log.info(
+                "optimizer.schedule=%s now ends at step %d instead of %s: the learning rate of the next step is %.3g "
+                "instead of %.3g",
+                *(self.settings.schedule, total, self._total_steps, rates[0], before),
+            )
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note how long the run was to be."""
+        self._total_steps = checkpoint.get(TOTAL_STEPS)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained parameters: with a frozen base the adapters alone."""
+        """Keep the trained parameters, with a frozen base the adapters alone, and how long the run is to be."""
+        checkpoint[TOTAL_STEPS] = self._total_steps = self.trainer.estimated_stepping_batches
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}

@@ -1,6 +1,5 @@
 """Lightning's trainer with this project's callbacks, and a run's settings and metrics for TensorBoard's HParams."""
 
-import json
 import logging
 import operator
 import warnings
@@ -15,12 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.config import TrainConfig
-from instruct_lm.data.datamodule import InstructionDataModule
-from instruct_lm.io.files import shown, write_json
-from instruct_lm.io.run_files import BEFORE, BEST, LAST
-from instruct_lm.training.callbacks import ValidateEvery
-from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast
-from instruct_lm.training.module import InstructionTuner
+from instruct_lm.errors import InputError
+from instruct_lm.io.files import shown
+from instruct_lm.io.run_files import BEST, LAST, PREVIOUS
+from instruct_lm.training.callbacks import Patience, ValidateEvery
+from instruct_lm.training.checkpoints import AtomicCheckpointIO, Resumable
+from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ _HARMLESS = (
     ".*LeafSpec.*deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
-    ".*Checkpoint directory.*exists and is not empty.*",
 )
 
 
@@ -47,22 +45,32 @@ def default_precision(accelerator: str) -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Callback]) -> pl.Trainer:
-    """Make the trainer of a run, which writes TensorBoard events, `checkpoints/last.ckpt` and `checkpoints/best.ckpt`.
+def make_trainer(
+    config: TrainConfig, accelerator: str, callbacks: Sequence[Callback], run_id: str | None = None, step: int = 0
+) -> pl.Trainer:
+    """Make the trainer of a run, which writes TensorBoard events and checkpoints.
 
     Args:
         config: The run's configuration.
         accelerator: ``cpu``, ``gpu`` or ``mps``.
         callbacks: Callbacks besides those for progress, validation and checkpoints; they come first.
+        run_id: Of the run; its checkpoints carry it.
+        step: The step from which a resumed run goes on. TensorBoard forgets what was logged after it, by a process that
+            was killed before its next checkpoint.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
     settings, device, folder = config.trainer, config.device, config.folder
     signals = StopSignals()
-    own = [signals, ValidateEvery(settings.val_interval), SaveLast(folder / LAST, signals), SaveBest(folder / BEST)]
+    own: list[Callback] = [signals, ValidateEvery(settings.val_interval), SaveBest(folder / BEST)]
+    own += [Patience(settings.patience)] if settings.patience else []
+    every = settings.checkpoint_steps, settings.checkpoint_minutes
+    own += [SaveLast(folder / LAST, folder / PREVIOUS, signals, *every)]  # comes last: it keeps the state of the others
     # An empty version: the progress bar would show any other.
-    logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+    logger = TensorBoardLogger(
+        folder, name="tensorboard", version="", default_hp_metric=False, purge_step=step if step else None
+    )
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
     log.info("device: %s; output: %s", accelerator, shown(folder))
     precision: Any = device.precision or default_precision(accelerator)
@@ -77,7 +85,8 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
         log_every_n_steps=settings.log_interval,
         logger=logger,
         callbacks=[*callbacks, *own, *([TQDMProgressBar()] if settings.progress else [])],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(run_id)],
+        enable_checkpointing=False,  # by Lightning's own callback
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares out the rows itself
         enable_model_summary=False,
@@ -85,17 +94,27 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
     )
 
 
-def validate_before(
-    config: TrainConfig, trainer: pl.Trainer, tuner: InstructionTuner, data: InstructionDataModule
-) -> dict[str, float]:
-    """The losses before the first step; a resumed run has kept them in `before.json`."""
-    kept = config.folder / BEFORE
-    if config.resume and kept.is_file():
-        return dict(json.loads(kept.read_text(encoding="utf-8")))
-    before = dict(trainer.validate(tuner, data, verbose=False)[0])
-    write_json(before, kept)
-    log.info("before training: validation loss %(val/loss).3f, response only %(val/response_loss).3f", before)
-    return before
+def check_limits(config: TrainConfig, checkpoint: Resumable) -> None:
+    """Check that a run to resume is not longer already than its limits.
+
+    Raises:
+        InputError: It is.
+    """
+    done = {"max_epochs": checkpoint.epochs, "max_steps": checkpoint.step}
+    for name, number in done.items():
+        if (limit := getattr(config.trainer, name)) is not None and number > limit:
+            unit = name.removeprefix("max_")
+            raise InputError(
+                f"trainer.{name}={limit}: the run has done {number} {unit} already. Give {number} or more."
+            )
+
+
+def why_ended(trainer: pl.Trainer) -> str:
+    """The limit that ended training: ``max_steps``, ``max_epochs`` or ``patience``."""
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return "max_steps"
+    over = trainer.max_epochs in (-1, None) or trainer.current_epoch < trainer.max_epochs
+    return "patience" if over else "max_epochs"
 
 
 def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[str, Any]) -> None:
