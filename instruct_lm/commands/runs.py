@@ -132,7 +132,7 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
         given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: Keys that contradict the run, or no run to resume.
+        InputError: Keys that contradict the run, no run to resume, or a complete run to go on with that kept no checkpoint.
     """
     remedy = f"Leave out what differs, or start a run in another output_dir. May change: {', '.join(RESUME_MAY_CHANGE)}"
     values = _merge(str(config.resume), config, given, RESUME_MAY_CHANGE, remedy)
@@ -140,6 +140,8 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
     if not is_begun(config.folder):
         log.info("%s ended before its first checkpoint: it starts anew", shown(config.folder))
         return config.model_copy(update={"resume": None})
+    if not is_complete(config) and not (config.folder / PREVIOUS).is_file():
+        checkpoint_path(config.folder, "last")
     return config
 
 

@@ -64,7 +64,7 @@ def load_checkpoint(path: Path, run_id: str | None = None) -> dict[str, Any]:
             raise TypeError(f"{others[0]} is no tensor")
     except Exception as error:  # torch, zip and pickle raise a dozen kinds
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} is damaged, or no checkpoint ({reason}): use another, or train anew.") from error
+        raise InputError(f"{path} is no readable checkpoint ({reason}): use another, or train anew.") from error
     _check_owner(path, checkpoint, run_id)
     return checkpoint
 

@@ -331,7 +331,7 @@ def test_damaged_input_leaves_nothing(folder: Path) -> None:
 def test_a_checkpoint_of_other_things_than_tensors_is_refused(folder: Path, form: str) -> None:
     run = make_run(folder / "run", "lora=r16")
     torch.save({"state_dict": {"model.x": 3}}, run / "checkpoints" / "best.ckpt")
-    with pytest.raises(InputError, match=r"is no readable checkpoint \(x is no tensor\)"):
+    with pytest.raises(InputError, match=r"is no readable checkpoint \(model\.x is no tensor\)"):
         export.main(configured(f"format={form}", run=run))
 
 

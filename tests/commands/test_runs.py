@@ -162,21 +162,27 @@ def test_resume_refuses_what_contradicts_the_run(run: Any, command: Any, overrid
     assert (folder / ".hydra" / "config.yaml").read_bytes() == before
 
 
-def test_resume_refuses_a_multirun_a_run_without_checkpoint_and_bad_values(run: Any, command: Any) -> None:
-    folder = run()
+def test_resume_refuses_a_multirun_and_bad_values(run: Any, command: Any) -> None:
+    run()
     assert "leave out -m" in command("train", "-m", "resume=run")[1]
     assert command("train", "resume=run", "trainer.max_epochs=0")[0] == 2
     assert load_run_config("run").trainer.max_epochs == 2
-    (folder / "checkpoints" / "last.ckpt").unlink()
-    status, err, _ = command("train", "resume=run")
-    assert status == 2
-    assert "checkpoints/last.ckpt" in err
+
+
+@pytest.mark.parametrize("again", ["resume=run", "output_dir=run"])
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(run: Any, command: Any, again: str) -> None:
+    (run() / "checkpoints" / "last.ckpt").unlink()  # it still has best.ckpt, of a validation
+    status, err, seen = command("train", again)
+    assert status == 0, err
+    assert seen[0].resume is None
 
 
 def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, command: Any) -> None:
     folder = run()
     (folder / "checkpoints" / "last.ckpt").unlink()
-    (folder / "summary.json").write_text('{"limits": {"trainer.max_epochs": 2, "trainer.max_steps": null}}')
+    (folder / "summary.json").write_text(
+        '{"limits": {"trainer.max_epochs": 2, "trainer.max_steps": null, "trainer.patience": null}}'
+    )
     status, err, seen = command("train", "resume=run", "evaluate=true")
     assert status == 0, err
     assert is_complete(seen[0])

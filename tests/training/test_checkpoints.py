@@ -37,7 +37,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
         try:
             assert flat(load_checkpoint(path)) == loaded, place
         except InputError as error:
-            assert "last.ckpt is damaged" in str(error)  # noqa: PT017
+            assert "last.ckpt is no readable checkpoint" in str(error)  # noqa: PT017
             found += 1
     assert found > len(content) / 15  # the rest is dates, and what fills up to a round address
 
@@ -47,7 +47,7 @@ def test_a_truncated_checkpoint_is_found(tmp_path: Path, length: float) -> None:
     path = write(tmp_path / "last.ckpt")
     content = path.read_bytes()
     path.write_bytes(content[: int(length * len(content)) if 0 < length < 1 else int(length)])
-    with pytest.raises(InputError, match="is damaged, or no checkpoint"):
+    with pytest.raises(InputError, match="is no readable checkpoint"):
         load_checkpoint(path)
 
 
@@ -67,11 +67,13 @@ def test_the_one_before_is_used_where_the_last_is_damaged(tmp_path: Path, caplog
     assert not caplog.records
     last.write_bytes(last.read_bytes()[:-30])
     assert sound_checkpoint(tmp_path, "mine") == (previous, 4, 1)
-    assert "last.ckpt is damaged" in caplog.text
+    assert "last.ckpt is no readable checkpoint" in caplog.text
     assert "goes on from" in caplog.text
     assert kept(tmp_path) == f"{previous} of step 4"
     previous.write_bytes(b"")
-    with pytest.raises(InputError, match=r"(?s)last\.ckpt is damaged.*previous\.ckpt is damaged.*cannot go on"):
+    with pytest.raises(
+        InputError, match=r"(?s)last\.ckpt is no readable .*previous\.ckpt is no readable .*cannot go on"
+    ):
         sound_checkpoint(tmp_path)
 
 
@@ -92,7 +94,7 @@ def test_checkpoints_of_an_older_version_are_not_gone_on_from(tmp_path: Path) ->
 @pytest.mark.parametrize("content", [[], {"weights": 1}, {"state_dict": {"a": 1}}])
 def test_other_files_are_no_checkpoints(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="is damaged, or no checkpoint"):
+    with pytest.raises(InputError, match="is no readable checkpoint"):
         load_checkpoint(tmp_path / "other.ckpt")
 
 

@@ -21,9 +21,10 @@ from instruct_lm.fast import accelerate
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
 from instruct_lm.respond import Responder
-from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveLast
+from instruct_lm.training.checkpoints import AtomicCheckpointIO
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
+from instruct_lm.training.saving import SaveLast
 from instruct_lm.training.signals import StopSignals
 
 ARCHITECTURES = {
@@ -189,7 +190,9 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
     module, datamodule = build(data_file, fast=True)
     signals = StopSignals()
     with pytest.raises(StoppedError):
-        trainer(tmp_path, Interrupt(), signals, SaveLast(last, signals), **settings).fit(module, datamodule)
+        trainer(tmp_path, Interrupt(), signals, SaveLast(last, tmp_path / "previous.ckpt", signals), **settings).fit(
+            module, datamodule
+        )
     module, datamodule = build(data_file, fast=True)
     trainer(tmp_path, **settings).fit(module, datamodule, ckpt_path=last, weights_only=True)
     for name, tensor in whole.items():
@@ -204,7 +207,7 @@ def test_a_finished_run_can_be_trained_further(data_file: Path, tmp_path: Path) 
     whole = final_weights(module)
     last = tmp_path / "last.ckpt"
     module, datamodule = build(data_file)
-    trainer(tmp_path, SaveLast(last), max_epochs=2).fit(module, datamodule)
+    trainer(tmp_path, SaveLast(last, tmp_path / "previous.ckpt", StopSignals()), max_epochs=2).fit(module, datamodule)
     module, datamodule = build(data_file)
     trainer(tmp_path, max_epochs=3).fit(module, datamodule, ckpt_path=last, weights_only=True)
     for name, tensor in whole.items():

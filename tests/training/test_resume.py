@@ -17,9 +17,9 @@ from instruct_lm.config import TrainConfig
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.run_files import BEST
+from instruct_lm.training.callbacks import Throughput
 from instruct_lm.training.checkpoints import sound_checkpoint
 from instruct_lm.training.divergence import Divergence
-from instruct_lm.training.callbacks import Throughput
 from instruct_lm.training.trainer import make_trainer
 from tests.run_commands import typed
 
@@ -38,7 +38,15 @@ def tiny(data_file: Path, folder: Path, *overrides: str) -> TrainConfig:
     """27 entries to train on, in batches of 5: 6 micro-batches an epoch."""
     sizes = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=256", "vocab_size=257", "tokenizer=bytes"]
     config = [f"model.{size}" for size in sizes] + ["data.batch_size=5", "trainer.progress=false", "optimizer.lr=0.01"]
-    given = [f"data.source={data_file}", "data.sha256=null", f"output_dir={folder}", "device=cpu", "cache_dir=null", *config, *overrides]
+    given = [
+        f"data.source={data_file}",
+        "data.sha256=null",
+        f"output_dir={folder}",
+        "device=cpu",
+        "cache_dir=null",
+        *config,
+        *overrides,
+    ]
     return typed("train", "model=gpt2-tiny", *given)
 
 
