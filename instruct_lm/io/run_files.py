@@ -9,3 +9,8 @@ UNTUNED = "untuned"  # given instead of a checkpoint: the weights before trainin
 SUMMARY = "summary.json"  # written last, so a run that has it is complete
 BEFORE = "before.json"  # validation losses before the first step
 MADE_FROM = "made_from.json"  # hashes of the files that the run was made from
+
+# An evaluation has a summary too, and:
+RESPONSES = "responses.json"  # the entries with the answers
+MADE_BY = "responses.made.json"  # what determined the answers
+SCORES = "scores.jsonl"  # a line for each entry

@@ -176,7 +176,7 @@ def test_resume_refuses_a_multirun_a_run_without_checkpoint_and_bad_values(run: 
 def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, command: Any) -> None:
     folder = run()
     (folder / "checkpoints" / "last.ckpt").unlink()
-    (folder / "summary.json").write_text('{"limits": {"trainer.max_epochs": 2, "trainer.max_steps": null}}')
+    write_record({"limits": limits(load_run_config(folder))}, folder / "summary.json")
     status, err, seen = command("train", "resume=run", "evaluate=true")
     assert status == 0, err
     assert is_complete(seen[0])
@@ -209,9 +209,12 @@ def test_an_evaluation_takes_what_belongs_to_the_run(run: Any, command: Any) -> 
 
 def test_an_evaluation_writes_where_output_dir_says_and_never_over_the_runs_record(run: Any, command: Any) -> None:
     folder = run("seed=7")
-    _, _, seen = command("evaluate", "run=run", "output_dir=run")
-    assert seen[0].output_dir == str(folder.resolve())
+    for place in ("run", "run/checkpoints/new", "run/.hydra", "run/tensorboard"):
+        status, err, seen = command("evaluate", "run=run", f"output_dir={place}")
+        assert (status, seen) == (2, [])
+        assert f"output_dir={place}" in err
     assert load_run_config(folder).seed == 7
+    assert command("evaluate", "run=run", "output_dir=run/evaluation/other")[0] == 0
     names = {
         ("split=train",): "train",
         ("checkpoint=last",): "test-last",
