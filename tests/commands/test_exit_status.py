@@ -14,7 +14,7 @@ from instruct_lm.errors import InputError, RunError
     [
         (InputError("entry 3 has no output"), 2, "entry 3 has no output\n"),
         (RunError("the server hung up"), 1, "the server hung up\n"),
-        (KeyboardInterrupt(), 1, "Interrupted.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
     ],
 )
 def test_a_known_error_is_a_message_alone(
