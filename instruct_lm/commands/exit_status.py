@@ -38,16 +38,16 @@ _SMALLER = (
 )
 
 
-class TerminatedError(KeyboardInterrupt):
-    """A signal that ends a command as Ctrl-C does, with its own status.
+class TerminatedError(SystemExit):
+    """A signal that ends a command; unlike Ctrl-C, which stops an answer of the chat, always all of it.
 
     Args:
-        number: The signal's number.
+        number: The signal's number; the exit status is 128 more.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"Ended by {signal.Signals(number).name}.")
-        self.status = 128 + number
+        super().__init__(128 + number)
+        self.number = number
 
 
 def describe(error: BaseException, again: str = _AGAIN) -> tuple[int, str]:
@@ -62,7 +62,7 @@ def describe(error: BaseException, again: str = _AGAIN) -> tuple[int, str]:
     if isinstance(error, (InputError, RunError)):
         return 2 if isinstance(error, InputError) else 1, str(error)
     if isinstance(error, TerminatedError):
-        return error.status, str(error)
+        return 128 + error.number, f"Ended by {signal.Signals(error.number).name}. What was written before is whole."
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "Interrupted."
     if (outside := _from_outside(error, again)) is not None:
@@ -111,7 +111,7 @@ def _first_line(text: str) -> str:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does: with a word, and nothing half-written."""
+    """Let SIGTERM and SIGHUP end the command with a word and nothing half-written."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise TerminatedError(number)
@@ -141,7 +141,7 @@ def exit_status(job: Callable[..., object], *args: Any) -> int:
     except BrokenPipeError:
         drop_output()
         return 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
         return status

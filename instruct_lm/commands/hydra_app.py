@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from instruct_lm.commands import runs
 from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
-from instruct_lm.commands.exit_status import describe, drop_output, ended_by_signals
+from instruct_lm.commands.exit_status import TerminatedError, describe, drop_output, ended_by_signals
 from instruct_lm.commands.pasting import command
 from instruct_lm.config import COMMANDS, CommonConfig
 from instruct_lm.errors import InputError, RunError
@@ -67,7 +67,7 @@ def hydra_command(
         try:
             config = prepare(name, cfg)
             status = max(status, main(config) or 0)
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, TerminatedError) as error:
             status, message = describe(error, *_way_on(Path(hydra_cfg.runtime.output_dir)))
             if multirun:
                 task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
@@ -92,7 +92,7 @@ def hydra_command(
     except BrokenPipeError:  # of --help | head
         drop_output()
         status = 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
     finally:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from instruct_lm.commands.own_files import check_no_run
 from instruct_lm.commands.pasting import override
 from instruct_lm.commands.runs import (
     checkpoint_path,
@@ -223,10 +225,12 @@ def test_an_evaluation_takes_what_belongs_to_the_run(run: Any, command: Any) -> 
 
 def test_an_evaluation_writes_where_output_dir_says_and_never_over_the_runs_record(run: Any, command: Any) -> None:
     folder = run("seed=7")
-    for place in ("run", "run/checkpoints/new", "run/.hydra", "run/tensorboard"):
-        status, err, seen = command("evaluate", "run=run", f"output_dir={place}")
-        assert (status, seen) == (2, [])
-        assert f"output_dir={place}" in err
+    status, err, seen = command("evaluate", "run=run", "output_dir=run")
+    assert (status, seen) == (2, [])
+    assert "output_dir=run holds a run, whose files would be replaced" in err
+    for place in ("run/checkpoints/new", "run/.hydra", "run/tensorboard"):
+        with pytest.raises(InputError, match=f"output_dir={place} belongs to the run run alone"):
+            check_no_run(Path(place))
     assert load_run_config(folder).seed == 7
     assert command("evaluate", "run=run", "output_dir=run/evaluation/other")[0] == 0
     names = {
@@ -267,10 +271,10 @@ def test_a_folder_has_one_owner_at_a_time(run: Any, command: Any, tmp_path: Path
     folder = run()
     other = FileLock(folder / LOCK)
     places = {
-        folder: [("train", "resume=run"), ("train", "output_dir=run")],
+        folder: [("train", "resume=run")],
         folder / "evaluation" / "test": [("evaluate", "run=run")],
         Path("sweep"): [("train", "-m", "model=gpt2-tiny", "output_dir=sweep")],
-        Path("alone"): [("train", "model=gpt2-tiny", "output_dir=alone"), ("evaluate", "output_dir=alone")],
+        Path("alone"): [("train", "model=gpt2-tiny", "output_dir=alone")],
     }
     for place, calls in places.items():
         place.mkdir(parents=True, exist_ok=True)
@@ -284,8 +288,7 @@ def test_a_folder_has_one_owner_at_a_time(run: Any, command: Any, tmp_path: Path
     # A run that trains can be evaluated, and what only shows a configuration owns nothing.
     with other:
         assert command("evaluate", "run=run")[0] == 0
-        assert command("train", "resume=run", "--cfg", "hydra", "--resolve")[0] == 0
-    assert command("train", "resume=run")[0] == 0
+        assert command("train", "resume=run", "--cfg", "job")[0] == 0
 
 
 def test_two_commands_without_a_folder_get_one_each(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
