@@ -119,7 +119,8 @@ def ended_by_signals() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot have handlers
     with ExitStack() as handlers:
         for name in ("SIGTERM", "SIGHUP") if in_main_thread else ():
-            if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) == signal.SIG_DFL:
+            number = getattr(signal, name, None)  # Windows lacks SIGHUP
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored: under nohup
                 handlers.callback(signal.signal, number, signal.signal(number, end))
         yield
 
