@@ -7,10 +7,12 @@ from typing import Any
 
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
-from instruct_lm.commands.runs import check_data, checkpoint_path
+from instruct_lm.commands.origins import check_origin, local_contents
+from instruct_lm.commands.runs import checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
-from instruct_lm.io.files import file_stamps, shown, write_json
-from instruct_lm.io.run_files import SUMMARY, UNTUNED
+from instruct_lm.io.files import content_hash, shown
+from instruct_lm.io.records import write_record
+from instruct_lm.io.run_files import RESPONSES, SCORES, SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ def main(config: EvaluateConfig) -> int:
     if config.responses is not None:
         return score(config, Path(config.responses), {"responses": config.responses})
 
-    from instruct_lm.evaluation.responses import RESPONSES, find_responses
+    from instruct_lm.evaluation.responses import find_responses
 
     if not config.model.is_complete:
         from instruct_lm.commands import build
@@ -29,7 +31,10 @@ def main(config: EvaluateConfig) -> int:
     run = config.run if config.checkpoint != UNTUNED else None
     checkpoint = checkpoint_path(run, config.checkpoint) if run is not None else None
     made_by = config.model_dump(include={"model", "data", "prompt", "lora", "generation", "seed", "split"})
-    made_by["files"] = file_stamps(checkpoint, config.data.source, config.model.weights, config.model.tokenizer)
+    base = config.model.weights if checkpoint is None or config.lora.rank > 0 else None
+    made_by["files"] = local_contents(
+        checkpoint=checkpoint, data=config.data.source, weights=base, tokenizer=config.model.tokenizer
+    )
     if folder := find_responses(config.folder, made_by):
         log.info("responses: made before, in %s", shown(folder))
     else:
@@ -39,22 +44,26 @@ def main(config: EvaluateConfig) -> int:
 
 def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, Any]) -> None:
     """Answer the split and save the answers."""
-    fetch_sources(config, weights=checkpoint is None or config.lora.rank > 0)
+    weights = checkpoint is None or config.lora.rank > 0
+    fetch_sources(config, weights=weights)
     from tqdm import tqdm
 
     from instruct_lm.commands import build
+    from instruct_lm.evaluation.answers import answer_entries, forget_answers
     from instruct_lm.evaluation.responses import save_responses
 
     fetcher = build.build_fetcher(config)
     if config.run is not None:
-        check_data(Path(config.run), config.data.source, fetcher.fetch(config.data.source))
+        check_origin(Path(config.run), config, fetcher, weights=weights)
     responder = build.load_responder(config, checkpoint, fetcher)
     examples = getattr(build.build_datamodule(config, responder.tokenizer, fetcher).splits, config.split)
     if cut := sum(responder.cut_tokens(example) > 0 for example in examples):
         log.warning("%d of %d prompts are cut to fit model.block_size=%d", cut, len(examples), config.model.block_size)
     with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
-        responses = responder.answer(examples, bar.update)
-    save_responses(config.folder, examples, responses, made_by)
+        responses = answer_entries(responder, examples, config.folder, made_by, on_done=bar.update)
+    if responses is not None:
+        save_responses(config.folder, examples, responses, made_by)
+        forget_answers(config.folder)
 
 
 def score(config: EvaluateConfig, responses: Path, subject: dict[str, Any]) -> int:
@@ -82,17 +91,19 @@ def score(config: EvaluateConfig, responses: Path, subject: dict[str, Any]) -> i
 def judge_responses(config: EvaluateConfig, settings: JudgeConfig, responses: Path, folder: Path, subject: Any) -> int:
     """Score the answers by one judge and write the summary; 1 if an entry has no score."""
     from instruct_lm.commands import build
-    from instruct_lm.evaluation.responses import RESPONSES, answer_statistics, copy_responses, load_responses
+    from instruct_lm.evaluation.responses import answer_statistics, copy_responses, load_responses, made_by_of
     from instruct_lm.evaluation.scoring import describe_judge, describe_summary, score_responses, summarise
 
     entries = load_responses(responses)
     if responses != folder / RESPONSES:
         copy_responses(responses, entries, folder)
+    # By content: the report and a later call hold these against what is there then.
+    made_from = {**made_by_of(responses).get("files", {}), "responses": content_hash(folder / RESPONSES)}
     judge = build.build_judge(settings, build.build_fetcher(config))
     with closing(judge) if judge is not None else nullcontext():
-        scored = score_responses(entries, judge, folder / "scores.jsonl", settings.concurrency)
+        scored = score_responses(entries, judge, folder / SCORES, settings.concurrency)
         summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses)}
-    write_json(summary, folder / SUMMARY)
+    write_record({**summary, "made_from": made_from}, folder / SUMMARY)
     log.info("%s\nwritten to %s", describe_summary(summary), shown(folder))
     return int(summary["failed"] > 0)
 

@@ -9,11 +9,13 @@ from typing import Any
 from instruct_lm.commands.endings import explained
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
+from instruct_lm.commands.origins import record_origin
 from instruct_lm.commands.pasting import command
-from instruct_lm.commands.runs import clear_dead_start, is_complete, limits, record_data, run_id, save_config
+from instruct_lm.commands.runs import clear_dead_start, is_complete, limits, run_id, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
-from instruct_lm.io.files import shown, write_json
+from instruct_lm.io.files import shown
+from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import LAST, PREVIOUS, SUMMARY
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def train(config: TrainConfig) -> None:
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()
-    record_data(config, fetcher.fetch(config.data.source))
+    record_origin(config, fetcher)
     data.setup("fit")
     fits, message = describe(build.estimate_memory(config, data), free_memory(accelerator))
     log.log(logging.INFO if fits else logging.WARNING, message)
@@ -94,7 +96,7 @@ def train(config: TrainConfig) -> None:
 
 def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
     """Write `summary.json` and log its main numbers."""
-    write_json(summary, config.folder / SUMMARY)
+    write_record(summary, config.folder / SUMMARY)
     table = [f"{'':32}{'before':>10}{'after':>10}"]
     for name, before in summary["before"].items():
         words = name.replace("val/", "validation ").replace("_", " ")

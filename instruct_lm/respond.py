@@ -10,7 +10,7 @@ from instruct_lm.data.encoding import EncodedPiece, count, encode_pieces, shorte
 from instruct_lm.data.pieces import PromptStyle, extract_response, prompt_pieces
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
-from instruct_lm.model.generation import GREEDY, Sampling, generate, stream
+from instruct_lm.model.generation import GREEDY, Sampling, batches, generate, stream
 from instruct_lm.model.gpt import GPT
 
 
@@ -60,14 +60,26 @@ class Responder:
     sampling: Sampling = GREEDY
     batch_size: int = 32
 
+    def batches(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """The places of the conversations that `answer` answers together.
+
+        Raises:
+            InputError: As for `prompt_ids`.
+        """
+        return batches([self.prompt_ids(conversation) for conversation in conversations], self.batch_size)
+
     def answer(
-        self, conversations: Sequence[Conversation], on_done: Callable[[int], None] | None = None
+        self,
+        conversations: Sequence[Conversation],
+        on_done: Callable[[int], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Response]:
         """Answer the last turn but one of each conversation.
 
         Args:
             conversations: The entries; their last turns are not used.
             on_done: Called with the number of answers that have just been finished.
+            numbers: The conversations' numbers for the sampling seeds; None: 0, 1, 2, …
 
         Returns:
             The answers, in the order of the conversations.
@@ -76,7 +88,8 @@ class Responder:
             InputError: As for `prompt_ids`.
         """
         prompts = [self.prompt_ids(conversation) for conversation in conversations]
-        generated = generate(self.model, prompts, batch_size=self.batch_size, on_done=on_done, **self._settings)
+        options = {"batch_size": self.batch_size, "numbers": numbers, "on_done": on_done, **self._settings}
+        generated = generate(self.model, prompts, **options)
         return [self._response(ids) for ids in generated]
 
     def stream(self, conversation: Conversation) -> Iterator[str]:

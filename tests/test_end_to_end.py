@@ -640,4 +640,4 @@ def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Pa
     Path(config.parents[1], "summary.json").write_text("{}")
     status, err = command("train", *settings)
     assert status == 2
-    assert "has no checkpoints/last.ckpt. It has best." in err
+    assert "summary.json is damaged, and without checkpoints/last.ckpt" in err

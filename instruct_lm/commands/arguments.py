@@ -18,15 +18,18 @@ from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import CONF, choices
 
 
-def check_arguments(name: str) -> None:
+def check_arguments(name: str) -> bool:
     """Check the `key=value` arguments of the command line before Hydra composes them.
+
+    Returns:
+        Whether the command will run, rather than show its help or configuration.
 
     Raises:
         InputError: Wrong keys, choices, values or syntax, all of them in one message.
     """
     args = get_args_parser().parse_args()
     if args.shell_completion:
-        return
+        return False
     faults, overrides, parser = [], [], OverridesParser.create()
     for line in args.overrides:
         try:
@@ -40,6 +43,7 @@ def check_arguments(name: str) -> None:
     faults += [fault for override in overrides for fault in _faults(name, override, multirun)]
     if faults:
         raise InputError("\n".join(faults))
+    return not (args.help or args.hydra_help or args.cfg or args.info)
 
 
 def _asks_for_multirun(overrides: list[Override]) -> bool:

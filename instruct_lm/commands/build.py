@@ -133,8 +133,17 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
                 gpt = GPT(GPTConfig.of(config.model))
             gpt.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise InputError(f"{checkpoint} does not fit the run's configuration: {error}") from error
+        remedy = "It is of another run, or the configuration was changed: put the run's own back, or train anew"
+        raise InputError(f"{checkpoint} does not fit the run's configuration: {_short(error)}. {remedy}.") from error
     return gpt
+
+
+def _short(error: Exception) -> str:
+    """The first lines of a message; torch lists every tensor that does not fit."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    cut = [line if len(line) <= 160 else f"{line[:160]}…" for line in lines[:3]]
+    more = [f"and {len(lines) - 3} more"] if len(lines) > 3 else []
+    return "; ".join([*cut, *more]).rstrip(".") or type(error).__name__
 
 
 def _accelerate(module: torch.nn.Module, packed: bool = True) -> None:

@@ -52,7 +52,8 @@ def load(options: argparse.Namespace) -> Responder:
     """
     from instruct_lm.commands.build import build_fetcher, load_responder, resolve
     from instruct_lm.commands.check_config import make_config, nest
-    from instruct_lm.commands.runs import checkpoint_path, load_run_config
+    from instruct_lm.commands.origins import check_origin
+    from instruct_lm.commands.runs import checkpoint_path, find_run, load_run_config
     from instruct_lm.config import TrainConfig, flatten
 
     values = flatten(load_run_config(options.run).model_dump()) | {"device.devices": 1, "device.precision": None}
@@ -64,6 +65,8 @@ def load(options: argparse.Namespace) -> Responder:
         values |= {"generation.top_k": None, "generation.top_p": None}
     config = make_config(TrainConfig, nest(values))
     fetcher = build_fetcher(config)
+    weights = checkpoint is None or config.lora.rank > 0
+    check_origin(find_run(options.run), config, fetcher, weights=weights, data=False)  # a chat needs none
     return load_responder(resolve(config, fetcher), checkpoint, fetcher)
 
 

@@ -2,14 +2,12 @@
 
 import logging
 import math
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from instruct_lm.commands.fetch import build_fetcher, fetch_sources
+from instruct_lm.commands.origins import check_origin
+from instruct_lm.commands.own_files import check_no_run
 from instruct_lm.commands.runs import checkpoint_path, find_run, load_run_config
 from instruct_lm.config import ExportConfig
 from instruct_lm.errors import InputError
@@ -33,7 +31,7 @@ def main(config: ExportConfig) -> None:
 
         config = build.resolve(config, build_fetcher(config))
     folder = destination(config)
-    with _stopped_by_a_signal(), new_folder(folder, config.overwrite) as part:
+    with new_folder(folder, config.overwrite) as part:
         weights = config.format != "peft" and (checkpoint is None or config.lora.rank > 0)
         fetch_sources(config, weights=weights)
         with room_for(folder, _needed(config)):
@@ -45,33 +43,20 @@ def destination(config: ExportConfig) -> Path:
     """The folder to write, which may not exist yet.
 
     Raises:
-        InputError: The model is read from there.
+        InputError: The model is read from there, or it belongs to a run.
     """
     folder = Path("outputs", f"{config.model.name}-{config.format}")
     if config.run is not None:
         folder = Path(config.run, "export", config.format + ("-last" if config.checkpoint == "last" else ""))
     if config.output_dir is not None:
         folder = Path(config.output_dir).expanduser()
+    check_no_run(folder)
     for key in ("weights", "tokenizer"):
         source = getattr(config.model, key)
         # The configuration has local sources as absolute paths.
         if source is not None and Path(source).is_absolute() and Path(source).is_relative_to(folder.absolute()):
             raise InputError(f"output_dir={folder} holds model.{key}={source}, which is read: give another folder.")
     return folder
-
-
-@contextmanager
-def _stopped_by_a_signal() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, so that nothing is left half-written."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _dtype(config: ExportConfig) -> str:
@@ -100,6 +85,8 @@ def _export(config: ExportConfig, checkpoint: Path | None, part: Path) -> None:
     from instruct_lm.model.hub_config import hub_config
 
     fetcher = build_fetcher(config)
+    if config.run is not None:
+        check_origin(Path(config.run), config, fetcher, weights=config.format != "peft" and config.lora.rank > 0)
     rope = None
     if config.format == "hf":
         rope = _base_rope(config, fetcher)

@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from instruct_lm.commands import runs
 from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
-from instruct_lm.commands.exit_status import describe, drop_output
+from instruct_lm.commands.exit_status import TerminatedError, describe, drop_output, ended_by_signals
+from instruct_lm.commands.pasting import command
 from instruct_lm.config import COMMANDS, CommonConfig
-from instruct_lm.errors import InputError, guard_logs
+from instruct_lm.errors import InputError, RunError, guard_logs
 from instruct_lm.io.conf_files import CONF
-from instruct_lm.io.run_files import CONFIG_FILE
+from instruct_lm.io.locks import is_first_process, own, release
+from instruct_lm.io.run_files import CONFIG_FILE, LAST
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +56,8 @@ def hydra_command(
         SystemExit: Always: 0 when all was done; 2 for bad input or configuration and 1 for anything else, after a
             message on stderr.
     """
-    register()
     guard_logs()
+    logging.raiseExceptions = False  # a log file on a full disk must not hide the message on the terminal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     status, sweep = 0, None
 
@@ -65,8 +68,8 @@ def hydra_command(
         try:
             config = prepare(name, cfg)
             status = max(status, main(config) or 0)
-        except (Exception, KeyboardInterrupt) as error:
-            status, message = describe(error)
+        except (Exception, KeyboardInterrupt, TerminatedError) as error:
+            status, message = describe(error, *_way_on(Path(hydra_cfg.runtime.output_dir)))
             if multirun:
                 task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
                 message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
@@ -76,34 +79,40 @@ def hydra_command(
             sweep = Path(hydra_cfg.sweep.dir)
 
     try:
-        check_arguments(name)
-        try:
-            yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
-        except BrokenPipeError:
-            raise
-        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-            raise InputError(_explain(error)) from error
-        if conclude is not None and sweep is not None:
-            conclude(sweep)
-        sys.stdout.flush()
+        register(start=check_arguments(name))
+        with nullcontext() if name == "train" else ended_by_signals():  # training has an answer of its own
+            try:
+                yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+            except BrokenPipeError:
+                raise
+            except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+                raise _explained(error) from error
+            if conclude is not None and sweep is not None:
+                conclude(sweep)
+            sys.stdout.flush()
     except BrokenPipeError:  # of --help | head
         drop_output()
         status = 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
+    finally:
+        release()
     sys.exit(status)
 
 
-def register() -> None:
+def register(start: bool = False) -> None:
     """Make the functions known that `conf/` calls.
 
-    Cached: Hydra asks more than once, and the answer must not change when a run's folder fills.
+    Args:
+        start: Whether the command will run: then those that give its folder make this process the folder's owner.
+
     """
+    # Cached: Hydra asks more than once, and the answer must not change when a run's folder fills.
     resolvers: dict[str, Any] = {
-        "train_dir": runs.train_dir,
-        "evaluate_dir": runs.evaluate_dir,
-        "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
+        "train_dir": partial(runs.train_dir, start=start),
+        "evaluate_dir": partial(runs.evaluate_dir, start=start),
+        "sweep_dir": partial(runs.sweep_dir, start=start),
         "file_name": runs.file_name,
         "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
         "help_keys": help_keys,
@@ -138,6 +147,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
     if sweep and values.get("resume") is not None:
         raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
+    if sweep and is_first_process():
+        own(folder)  # against a command that resumes this job alone
     if sweep and name == "train" and runs.is_begun(folder):  # by an earlier call of the same sweep
         values["resume"], given = str(folder), list(values)
     if values.get("resume") is not None:
@@ -155,15 +166,25 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
     return config
 
 
-def _explain(error: BaseException) -> str:
-    """What Hydra complains of, in a line or two."""
+def _way_on(folder: Path) -> list[str]:
+    """What is kept of a run that disk or device stopped, and the command that continues it; none: there is no run."""
+    if not (folder / LAST).is_file():
+        return []
+    return [f"The last checkpoint is whole. Continue with: {command('train.py', resume=folder)}"]
+
+
+def _explained(error: BaseException) -> Exception:
+    """What Hydra complains of, in a line or two; what disk or lock failed at as it is."""
     while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
         error = error.__context__  # what a function that conf/ calls has raised
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"output_dir: cannot make {error.filename} ({error.strerror}). Choose another output_dir."
-    return "\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None)
+    if isinstance(error, (InputError, RunError)):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename and isinstance(error, (FileExistsError, NotADirectoryError, PermissionError)):
+            place = f"output_dir: cannot make {error.filename}"
+            return InputError(f"{place} ({error.strerror}). Choose another output_dir.")
+        return error
+    return InputError("\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None))
 
 
 def _first_line(text: object) -> str:

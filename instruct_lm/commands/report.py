@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.own_files import check_output_file
+from instruct_lm.commands.pasting import command
 from instruct_lm.errors import InputError, visible
 from instruct_lm.io.files import write_text
 
@@ -39,13 +41,20 @@ def write_report(
         InputError: A run is missing, damaged or not evaluated, a baseline is unknown, or a file cannot be written.
     """
     from instruct_lm.report.comparison import compare
-    from instruct_lm.report.evaluations import collect
+    from instruct_lm.report.evaluations import NotEvaluatedError, collect
     from instruct_lm.report.text import markdown_report, terminal
 
-    evaluations, waiting = collect(runs)
+    for option, file in {"--html": html, "--md": md, "--svg": svg}.items():
+        if file is not None:
+            check_output_file(file, option)
+    try:
+        evaluations, waiting = collect(runs)
+    except NotEvaluatedError as error:
+        way = command("evaluate.py", run=error.run)
+        raise InputError(f"{error.folder} holds no evaluation. Make one: {way}") from error
     comparison = compare(evaluations, baselines)
     if waiting:
-        commands = "\n".join(f"  python evaluate.py run={run}" for run in waiting)
+        commands = "\n".join(f"  {command('evaluate.py', run=run)}" for run in waiting)
         print(visible(f"Left out, since they are not evaluated yet:\n{commands}"), file=sys.stderr)
     print(visible(terminal(comparison, shutil.get_terminal_size().columns)))
     names = [setting.name for setting in comparison.settings]
@@ -64,7 +73,7 @@ def _write(content: str, path: Path) -> None:
     try:
         write_text(content.encode("utf-8", "replace").decode(), path)  # an answer may hold half a surrogate pair
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
+        raise InputError(f"{path} cannot be written: {error.strerror or error}. Choose another file.") from error
     print(f"Written: {path}")
 
 

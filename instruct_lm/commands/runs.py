@@ -1,9 +1,6 @@
 """Run folders: where a command writes, and what a run's own folder says of it."""
 
-import contextlib
 import hashlib
-import itertools
-import json
 import logging
 import re
 import shutil
@@ -14,11 +11,26 @@ from typing import Any, TypeVar
 import yaml
 
 from instruct_lm.commands.check_config import make_config, nest
+from instruct_lm.commands.own_files import check_no_run
+from instruct_lm.commands.pasting import command
 from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import sha256_of, shown, write_json, write_text
+from instruct_lm.evaluation.score_file import read_scores
+from instruct_lm.io.files import content_hash, shown, write_text
+from instruct_lm.io.locks import claim, is_first_process, own
 from instruct_lm.io.plain_yaml import read_plain_yaml
-from instruct_lm.io.run_files import BEST, CONFIG_FILE, LAST, MADE_FROM, PREVIOUS, SUMMARY
+from instruct_lm.io.records import read_record
+from instruct_lm.io.run_files import (
+    BEST,
+    CONFIG_FILE,
+    LAST,
+    MADE_FROM,
+    PREVIOUS,
+    RESPONSES,
+    SCORES,
+    SUMMARY,
+    UNTUNED,
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,35 +99,73 @@ def checkpoint_path(run: str | Path, which: str) -> Path:
     return path
 
 
-def train_dir(output_dir: str | None, resume: str | None, default: str) -> str:
+def train_dir(output_dir: str | None, resume: str | None, default: str, *, start: bool = True) -> str:
     """Return the folder that a training run writes into.
 
+    Args:
+        output_dir: As given.
+        resume: As given.
+        default: Taken where neither is given; where it exists, a name of its own after it.
+        start: Whether the command will run, so that this process must own the folder; not for `--cfg` and the like.
+
     Raises:
-        InputError: a folder to resume that holds no run, or a folder to write into that holds one already.
+        InputError: A folder to resume that holds no run, one to write into that holds other results already, or one
+            that another process owns.
     """
     if resume is not None:
         run = find_run(resume)
         if output_dir is not None and Path(output_dir).expanduser().resolve() != run:
             raise InputError(f"resume={resume} goes on in its own folder: leave out output_dir={output_dir}.")
-        return str(run)
+        return _taken(run, start)
     if output_dir is None:
-        return _claim(default)
-    if is_begun(Path(output_dir).expanduser()):
-        raise InputError(f"output_dir={output_dir} holds a run: continue it with resume={output_dir}, or delete it.")
-    return str(Path(output_dir).expanduser())
+        return _claimed(default, start)
+    folder = Path(output_dir).expanduser()
+    check_no_run(folder, holds_run=False)
+    if (folder / RESPONSES).exists():
+        raise InputError(f"output_dir={output_dir} holds an evaluation: give another folder.")
+    taken = _taken(folder, start)  # first: a run in use may have a checkpoint, and is not to be continued
+    if is_begun(folder):
+        way = command("train.py", resume=folder)
+        raise InputError(f"output_dir={output_dir} holds a run. Delete it, or continue it with: {way}")
+    return taken
 
 
-def evaluate_dir(output_dir: str | None, run: str | None, split: str, checkpoint: str, default: str) -> str:
+def evaluate_dir(
+    output_dir: str | None, run: str | None, split: str, checkpoint: str, default: str, *, start: bool = True
+) -> str:
     """Return the folder that an evaluation writes into: by default inside the run.
 
     Raises:
-        InputError: `run` is no run folder.
+        InputError: `run` is no run folder, `output_dir` would be written over a run, or another process owns it.
     """
     if output_dir is not None:
-        return str(Path(output_dir).expanduser())
+        check_no_run(Path(output_dir))
+        return _taken(Path(output_dir).expanduser(), start)
     if run is None:
-        return _claim(default)
-    return str(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"))
+        return _claimed(default, start)
+    return _taken(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"), start)
+
+
+def sweep_dir(output_dir: str | None, default: str, *, start: bool = True) -> str:
+    """Return the folder of a multirun, in which each job has a folder of its own.
+
+    Raises:
+        InputError: It is a run's own folder, or another process owns it.
+    """
+    if output_dir is None:
+        return _claimed(default, start)
+    check_no_run(Path(output_dir))
+    return _taken(Path(output_dir).expanduser(), start)
+
+
+def _taken(folder: Path, start: bool) -> str:
+    if start and is_first_process():
+        own(folder)
+    return str(folder)
+
+
+def _claimed(default: str, start: bool) -> str:
+    return claim(default) if start and is_first_process() else default
 
 
 def file_name(text: object) -> str:
@@ -132,7 +182,7 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
         given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: Keys that contradict the run, no run to resume, or a complete run to go on with that kept no checkpoint.
+        InputError: Keys that contradict the run, no run to resume, or a complete run that kept no checkpoint to go on from.
     """
     remedy = f"Leave out what differs, or start a run in another output_dir. May change: {', '.join(RESUME_MAY_CHANGE)}"
     values = _merge(str(config.resume), config, given, RESUME_MAY_CHANGE, remedy)
@@ -140,9 +190,21 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
     if not is_begun(config.folder):
         log.info("%s ended before its first checkpoint: it starts anew", shown(config.folder))
         return config.model_copy(update={"resume": None})
-    if not is_complete(config) and not (config.folder / PREVIOUS).is_file():
-        checkpoint_path(config.folder, "last")
+    if not is_complete(config):
+        _check_goes_on(config.folder)
     return config
+
+
+def _check_goes_on(folder: Path) -> None:
+    """Raise an InputError unless a run that is not complete has a checkpoint to go on from."""
+    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        return
+    if (folder / BEST).is_file() and (folder / SUMMARY).is_file() and read_record(folder / SUMMARY) is None:
+        raise InputError(
+            f"{folder / SUMMARY} is damaged, and without checkpoints/last.ckpt (trainer.keep_last=false) it cannot be "
+            "made again. The weights in checkpoints/best.ckpt can still be evaluated, exported and chatted with."
+        )
+    checkpoint_path(folder, "last")
 
 
 def is_begun(folder: Path) -> bool:
@@ -158,11 +220,7 @@ def clear_dead_start(folder: Path) -> None:
 
 def run_id(folder: Path) -> str | None:
     """The id of a training run, which its checkpoints carry too; None where its record has none."""
-    try:
-        made_from = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return made_from.get("run") if isinstance(made_from, dict) else None
+    return (read_record(folder / MADE_FROM) or {}).get("run")
 
 
 def taken_from_run(config: FromRun, given: Iterable[str]) -> FromRun:
@@ -214,58 +272,36 @@ def limits(config: TrainConfig) -> dict[str, int | None]:
 
 
 def is_complete(config: TrainConfig) -> bool:
-    """Whether `config` resumes a run whose summary is there, made with the same limits."""
-    if config.resume is None or not (summary := Path(config.resume, SUMMARY)).is_file():
+    """Whether `config` resumes a run whose summary is there, undamaged, and made with the same limits."""
+    summary = read_record(Path(config.resume, SUMMARY)) if config.resume is not None else None
+    return summary is not None and summary.get("limits") == limits(config)
+
+
+def evaluation_is_current(run: Path, folder: Path, checkpoint: str) -> bool:
+    """Whether an evaluation of a run is whole, and of the weights, the answers and the data that are there now.
+
+    Args:
+        run: The run's folder.
+        folder: The evaluation's.
+        checkpoint: `best`, `last` or `untuned`.
+    """
+    summary = read_record(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
+    made_from = (summary or {}).get("made_from", {})
+    if summary is None or not (folder / RESPONSES).is_file() or not made_from:
         return False
-    return json.loads(summary.read_text(encoding="utf-8")).get("limits") == limits(config)
+    now = {"responses": content_hash(folder / RESPONSES)}
+    weights = run / "checkpoints" / f"{checkpoint}.ckpt"
+    if checkpoint != UNTUNED and weights.is_file():
+        now["checkpoint"] = content_hash(weights)
+    record = read_record(run / MADE_FROM) or {}
+    for name in ("data", "tokenizer", *(["weights"] if checkpoint == UNTUNED else [])):
+        if made_from.get(name) is not None and record.get(name, {}).get("sha256") is not None:
+            now[name] = record[name]["sha256"]
+    same = all(made_from.get(name) == sha256 for name, sha256 in now.items())
+    return same and len(read_scores(folder / SCORES)) >= summary["n"]
 
 
 def save_config(config: TrainConfig) -> None:
     """Write `.hydra/config.yaml`; the folder itself is left out, so that it may be moved."""
     values = config.model_dump() | {"output_dir": None, "resume": None}
     write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), config.folder / CONFIG_FILE)
-
-
-def record_data(config: TrainConfig, fetched: Path) -> None:
-    """Record the hash of the data file that a run is made from; of a run that goes on, check it (see `check_data`)."""
-    from instruct_lm.data.dataset import data_file
-
-    file = data_file(fetched)
-    if config.resume is not None:
-        check_data(config.folder, config.data.source, fetched)
-    elif file.is_file():
-        write_json({"data": {"source": config.data.source, "sha256": sha256_of(file)}}, config.folder / MADE_FROM)
-
-
-def check_data(run: Path, source: str, fetched: Path) -> None:
-    """Compare a run's data file with the record of the run.
-
-    Args:
-        run: The run's folder; one without a record, of an older version, passes.
-        source: Where the data come from now: another source than the run's is another data set and passes.
-        fetched: What the source was fetched as.
-
-    Raises:
-        InputError: The content has changed, so that entries that the run was trained on may stand in another split.
-    """
-    from instruct_lm.data.dataset import data_file
-
-    file, record = data_file(fetched), run / MADE_FROM
-    made_from = json.loads(record.read_text(encoding="utf-8"))["data"] if record.is_file() else {}
-    if made_from.get("source") != source or not file.is_file():
-        return
-    if (now := sha256_of(file)) != (then := made_from["sha256"]):
-        raise InputError(
-            f"{file} has changed since the run {run} was made from it (sha256 {now[:12]}…, then {then[:12]}…): entries "
-            "that it was trained on may stand in another split. Put the old file back, or train anew."
-        )
-
-
-def _claim(folder: str) -> str:
-    """Make a folder that nobody has: two commands may begin in the same second."""
-    for n in itertools.count(1):
-        name = folder if n == 1 else f"{folder}_{n}"
-        with contextlib.suppress(FileExistsError):
-            Path(name).mkdir(parents=True)
-            break
-    return name

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from instruct_lm.commands.own_files import check_output_file
 from instruct_lm.data.dataset import Splits
 from instruct_lm.data.near_duplicates import near_duplicates, questions
 from instruct_lm.errors import InputError
@@ -51,6 +52,8 @@ def show_duplicates(splits: Splits, threshold: float | None, file: str | None) -
     """
     if threshold is None:
         raise InputError(f"--json {file} goes with --duplicates.")
+    if file not in (None, "-"):
+        check_output_file(Path(str(file)), "--json")
     entries = [(name, entry) for name, part in splits._asdict().items() for entry in part]
     texts = questions([entry for _, entry in entries])
     found: list[dict[str, Any]] = []

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lm.data.conversation import ROLES, Conversation
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import write_json
+from instruct_lm.io.files import sha256_of, write_json
+from instruct_lm.io.records import read_record, write_record
+from instruct_lm.io.run_files import MADE_BY, RESPONSES
 
 if TYPE_CHECKING:  # it imports torch
     from instruct_lm.respond import Response
 
-RESPONSES, MADE_BY = "responses.json", "responses.made.json"
+logger = logging.getLogger(__name__)
+
+_HASH = "responses_sha256"  # in the record
 TEXTS = ("instruction", "input", "output", "model_response")
 
 
@@ -43,9 +48,14 @@ def copy_responses(source: Path, entries: Sequence[Mapping[str, Any]], folder: P
 def find_responses(folder: Path, made_by: Mapping[str, Any]) -> Path | None:
     """The folder whose answers were made with exactly `made_by`: `folder`, or one beside it; None if there is none."""
     for candidate in [folder, *sorted(path for path in folder.parent.glob("*") if path.is_dir())]:
-        if _read_record(candidate / RESPONSES).get("made_by") == made_by and (candidate / RESPONSES).is_file():
+        if made_by_of(candidate / RESPONSES) == made_by:
             return candidate
     return None
+
+
+def made_by_of(responses: Path) -> dict[str, Any]:
+    """What determined the answers of a file; empty if that is not recorded, or the file is not as it was recorded."""
+    return dict(_read_record(responses).get("made_by", {}))
 
 
 def load_responses(path: Path) -> list[dict[str, Any]]:
@@ -100,14 +110,15 @@ def _write(folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[s
     (folder / MADE_BY).unlink(missing_ok=True)
     write_json(entries, folder / RESPONSES)
     if record:
-        write_json(record, folder / MADE_BY)
+        write_record({**record, _HASH: sha256_of(folder / RESPONSES)}, folder / MADE_BY)
 
 
 def _read_record(responses: Path) -> dict[str, Any]:
-    """The record of how a file of responses was made; empty for a file of another program."""
-    if responses.name != RESPONSES:
+    """The record of how a file of responses was made; empty for another program's file, and where either is damaged."""
+    if responses.name != RESPONSES or not responses.is_file():
         return {}
-    try:
-        return json.loads(responses.with_name(MADE_BY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    record = read_record(responses.with_name(MADE_BY)) or {}
+    if record and record.get(_HASH) != sha256_of(responses):
+        logger.warning("%s is damaged, or something else has written it: its record does not count", responses)
         return {}
+    return record

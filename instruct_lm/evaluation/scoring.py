@@ -7,7 +7,6 @@ import os
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import chrf, exact_match, rouge_l
 from instruct_lm.evaluation.responses import entry_texts
+from instruct_lm.evaluation.score_file import ScoredEntry as ScoredEntry
+from instruct_lm.evaluation.score_file import score_line, scored_lines
 from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.io.files import write_text
 
@@ -28,41 +29,15 @@ OFFLINE_METRICS = ("exact_match", "chrf", "rouge_l")
 MAX_UNREACHABLE = 8  # consecutive entries that could not reach the judge, after which scoring stops
 
 
-@dataclass(frozen=True)
-class ScoredEntry:
-    """One line of `scores.jsonl`.
-
-    Attributes:
-        index: Position of the entry in the responses, from 0.
-        score: The judge's score, 0-100; None if judging failed or there is no judge.
-        reason: Why judging failed; None if it did not.
-        exact_match: Whether response and reference are equal after normalisation.
-        chrf: Sentence chrF, 0-100.
-        rouge_l: ROUGE-L F-measure, 0-100.
-        raw: The judge's reply as text.
-        feedback: What the judge says about the answer, if it was asked for that.
-        again: Whether the next call asks the judge again, since there was no answer to the question.
-    """
-
-    index: int
-    score: float | None
-    reason: str | None
-    exact_match: bool
-    chrf: float
-    rouge_l: float
-    raw: str | None = None
-    feedback: str | None = None
-    again: bool = False
-
-
 def score_responses(
     entries: Sequence[Mapping[str, Any]], judge: Judge | None, path: Path, concurrency: int = 8
 ) -> list[ScoredEntry]:
     """Score every response; continue where an interrupted call with the same judge and responses stopped.
 
     Each score is appended to `path` and synced as soon as it is known. Each line carries a fingerprint of the judge and
-    the responses; a file with another fingerprint is replaced. An entry that got no answer from the judge is asked
-    again by the next call and gets a second line: the last line counts.
+    the responses, and a check of its own content; a file with another fingerprint is replaced, and an entry whose line
+    is damaged is scored again. An entry that got no answer from the judge is asked again by the next call and gets a
+    second line: the last line counts.
 
     Args:
         entries: Content of `responses.json`: the keys `instruction`, `output`, `model_response` and optionally `input`.
@@ -120,7 +95,7 @@ def _score_all(
         words = verdict.raw, verdict.feedback, verdict.again
         item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, *words)
         # Unbuffered, in append mode, in one call: a kill leaves the whole line or none, and threads do not mix theirs.
-        file.write(json.dumps({"fingerprint": mark, **asdict(item)}).encode() + b"\n")
+        file.write(f"{score_line(mark, item)}\n".encode())
         os.fsync(file.fileno())
         return item, not verdict.unreachable
 
@@ -202,25 +177,21 @@ def describe_judge(judge: Judge | None) -> dict[str, Any]:
 
 
 def _resume(path: Path, mark: str) -> dict[int, ScoredEntry]:
-    """Index → entry for all that need no further question; drops cut lines, and the whole file if `mark` differs."""
+    """Index → entry for all that need no further question; drops cut and damaged lines, and all of another `mark`."""
     if not path.exists():
         return {}
     content = path.read_text(encoding="utf-8", errors="replace")
-    kept, scored = "", {}
-    for line in content.split("\n"):
-        try:
-            values = json.loads(line)
-            if values.pop("fingerprint", None) != mark:
-                logger.warning("%s holds scores of another judge, prompt or set of responses: starting anew", path)
-                path.unlink()
-                return {}
-            item = ScoredEntry(**values)
-        except (ValueError, TypeError, AttributeError):
-            continue  # cut when the process was killed: its entry is asked again
-        kept += f"{line}\n"
-        scored[item.index] = item
+    lines = list(scored_lines(content))
+    if any(fingerprint != mark for _, fingerprint, _ in lines):
+        logger.warning("%s holds scores of another judge, prompt or set of responses: starting anew", path)
+        path.unlink()
+        return {}
+    kept = "".join(f"{line}\n" for line, _, _ in lines)
+    if (lost := sum(1 for line in content.split("\n")[:-1] if line) - len(lines)) > 0:
+        logger.warning("%s: %d lines are damaged: their entries are scored again", path, lost)
     if kept != content:
         write_text(kept, path)
+    scored = {item.index: item for _, _, item in lines}
     scored = {i: item for i, item in scored.items() if not item.again}
     if scored:
         logger.info("%s: continuing after %d scored entries", path, len(scored))

@@ -11,8 +11,8 @@ import yaml
 
 from instruct_lm.config import ExportConfig, TrainConfig
 from instruct_lm.data.conversation import Turn
-from instruct_lm.errors import InputError
 from instruct_lm.export.chat_templates import end_text
+from instruct_lm.io.records import read_record
 from instruct_lm.io.run_files import MADE_FROM, SUMMARY
 from instruct_lm.io.sources import hub_name
 from instruct_lm.model.description import source_name
@@ -142,12 +142,12 @@ def _prompt(responder: Responder) -> str:
 
 def _training(folder: Path, run: TrainConfig, config: ExportConfig) -> Iterator[str]:
     """What the run was made of and came to, a line each."""
-    summary, made_from = _read(folder / SUMMARY), _read(folder / MADE_FROM)
+    summary, made_from = read_record(folder / SUMMARY) or {}, read_record(folder / MADE_FROM) or {}
     before, after, entries = (_object(summary.get(key)) for key in ("before", "after", "entries"))
-    sha256 = _object(made_from.get("data")).get("sha256")
-    yield f"- Base model: {public_source(run.model.weights)}, sha256 {_shown(run.model.weights_sha256)}"
+    data, base = (_object(made_from.get(name)).get("sha256") for name in ("data", "weights"))
+    yield f"- Base model: {public_source(run.model.weights)}, sha256 {_shown(run.model.weights_sha256 or base)}"
     own = f"the entries that come with {PROJECT}"
-    yield f"- Data: {own if run.data.source == 'sample' else public_source(run.data.source)}, sha256 {_shown(sha256)}"
+    yield f"- Data: {own if run.data.source == 'sample' else public_source(run.data.source)}, sha256 {_shown(data)}"
     counts = ", ".join(f"{_number(n)} {_plain(split)}" for split, n in entries.items()) or _MISSING
     yield f"- Entries: {counts}"
     how = "every weight" if run.lora.rank == 0 else f"adapters of rank {run.lora.rank}, alpha {run.lora.alpha:g}"
@@ -169,7 +169,7 @@ def _evaluation(folder: Path, config: ExportConfig) -> Iterator[str]:
     rows = []
     for path in sorted(folder.glob("evaluation/*/summary.json")):
         split, _, which = path.parent.name.partition("-")
-        if (which or "best") in (config.checkpoint, "untuned") and (scores := _read(path)):
+        if (which or "best") in (config.checkpoint, "untuned") and (scores := read_record(path)):
             label = f"{split}{', before training' if which == 'untuned' else ''}"
             rows.append([_plain(label), *_scores(scores)])
     if not rows:
@@ -211,17 +211,6 @@ def _limits(tuned: bool) -> str:
     lines.append("Nobody has tested it for harmful, biased or unsafe answers, and nothing was done against them.")
     lines.append("Licence: that of the base model and of the data, if they state one. This export adds none.")
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read for the model card ({error}): repair or delete it.") from error
-    return _object(content)
 
 
 def _object(value: Any) -> dict[str, Any]:

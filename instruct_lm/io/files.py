@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         move_into_place(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write names no file
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -177,10 +181,31 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_stamps(*paths: str | Path | None) -> dict[str, list[int]]:
-    """Path → [size in bytes, modification time in ns] of the local files among `paths`; detects changed content."""
-    files = [Path(path) for path in paths if path is not None and Path(path).is_file()]
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+_READ = {".json", ".jsonl", ".safetensors", ".gguf", ".txt", ".jinja", ".model"}
+_WEIGHTS = {".safetensors", ".gguf"}
+
+
+def content_hash(path: Path, weights: bool = True) -> str:
+    """The sha256 of a file, or of the names and hashes of the files in a folder that are read as model or tokenizer.
+
+    Args:
+        path: A file, or a folder in the hub's layout, of which a README and the like do not count.
+        weights: False leaves out the files of a folder that hold weights, as for a tokenizer.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if not path.is_dir():
+        return _hashed(path, path.stat().st_size, path.stat().st_mtime_ns)
+    suffixes = _READ if weights else _READ - _WEIGHTS
+    files = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
+    listed = [(file.name, content_hash(file)) for file in files]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+@lru_cache
+def _hashed(path: Path, size: int, modified: int) -> str:
+    return sha256_of(path)  # once in a process: a GGUF file may be base and tokenizer
 
 
 def shown(path: Path) -> Path:

@@ -8,3 +8,8 @@ PREVIOUS = "checkpoints/previous.ckpt"  # the one before last, used where last i
 UNTUNED = "untuned"  # given instead of a checkpoint: the weights before training
 SUMMARY = "summary.json"  # written last, so a run that has it is complete
 MADE_FROM = "made_from.json"  # hashes of the files that the run was made from
+
+# An evaluation has a summary too, and:
+RESPONSES = "responses.json"  # the entries with the answers
+MADE_BY = "responses.made.json"  # what determined the answers
+SCORES = "scores.jsonl"  # a line for each entry

@@ -120,13 +120,25 @@ def stream(
         cache.lengths -= torch.tensor([i not in going for i in active], device=device).long()
 
 
+def batches(prompts: Prompts, batch_size: int) -> list[list[int]]:
+    """The numbers of the prompts that are answered together: the longest first, so that a batch has similar lengths."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def generate(
-    model: GPT, prompts: Prompts, *, batch_size: int = 32, on_done: Callable[[int], None] | None = None, **options: Any
+    model: GPT,
+    prompts: Prompts,
+    *,
+    batch_size: int = 32,
+    numbers: Sequence[int] | None = None,
+    on_done: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """Generate for any number of prompts, in batches of similar length.
 
     Args:
-        model, prompts, options: As for `stream`; the model is in eval mode meanwhile.
+        model, prompts, numbers, options: As for `stream`; the model is in eval mode meanwhile.
         batch_size: Most prompts at once.
         on_done: Called with the number of prompts finished at once, for a progress bar.
 
@@ -134,13 +146,13 @@ def generate(
         The new token ids of each prompt, in the order of the prompts; an end token is the last of its list.
     """
     made: list[list[int]] = [[] for _ in prompts]
+    numbers = range(len(prompts)) if numbers is None else numbers
     was_training = model.training
     model.eval()
     try:
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for tokens in stream(model, [prompts[i] for i in batch], numbers=batch, **options):
+        for batch in batches(prompts, batch_size):
+            seeds = [numbers[i] for i in batch]
+            for tokens in stream(model, [prompts[i] for i in batch], numbers=seeds, **options):
                 for row, token in tokens.items():
                     made[batch[row]].append(token)
             if on_done is not None:

@@ -1,11 +1,9 @@
 """Evaluations read from their folders: scores, answers, settings, and the losses of the run behind them."""
 
-import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +16,31 @@ from instruct_lm.config import flatten
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.dataset import duplicates_between, read_conversations, split
 from instruct_lm.errors import InputError
-from instruct_lm.evaluation.responses import MADE_BY, RESPONSES, load_responses
+from instruct_lm.evaluation.responses import load_responses, made_by_of
+from instruct_lm.evaluation.score_file import read_scores
 from instruct_lm.io.fetcher import Fetcher
-from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
+from instruct_lm.io.files import content_hash
+from instruct_lm.io.records import read_record
+from instruct_lm.io.run_files import CONFIG_FILE, RESPONSES, SCORES, SUMMARY, UNTUNED
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
 # Keys that change no result. Values of other keys tell settings apart.
 _PLACES = {"cache_dir", "offline", "mirror", "output_dir", "resume", "evaluate"}
 _IRRELEVANT = _PLACES | {"trainer.progress", "trainer.keep_last", "data.num_workers"}
+
+
+class NotEvaluatedError(InputError):
+    """A folder holds no evaluation.
+
+    Args:
+        folder: The folder.
+        run: The first run in it to evaluate, or the folder itself.
+    """
+
+    def __init__(self, folder: Path, run: Path) -> None:
+        super().__init__(f"{folder} holds no evaluation: run evaluate.py first.")
+        self.folder, self.run = folder, run
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
         are not evaluated yet.
 
     Raises:
-        InputError: A path that holds no complete evaluation; the message names the command that makes one.
+        InputError: A path that holds no complete evaluation; a NotEvaluatedError names the run to evaluate.
     """
     chosen: list[tuple[Path, str, bool]] = []  # arguments of `load`
     waiting: list[Path] = []
@@ -127,7 +141,7 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
         found = [folder for folder in inside.values() if folder]
         runs = [p for p, folder in inside.items() if folder is None and (p / CONFIG_FILE).is_file()]
         if not found:
-            raise InputError(f"{path} holds no evaluation: run python evaluate.py run={(runs or [path])[0]} first.")
+            raise NotEvaluatedError(path, (runs or [path])[0])
         if name:
             raise InputError(f"{argument}: a folder's evaluations are named by their settings. Leave out {name}=.")
         chosen += [(folder, "", False) for folder in found]
@@ -148,15 +162,17 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     Raises:
         InputError: A file is missing or damaged, or the scoring was interrupted.
     """
-    summary = _read(folder / SUMMARY)
-    if not {"judge", "failed"} <= summary.keys():
-        raise InputError(f"{folder / SUMMARY} lacks the judge: another version wrote it. Run evaluate.py again.")
+    summary = read_record(folder / SUMMARY)
+    if summary is None or not {"judge", "failed", "made_from"} <= summary.keys():
+        raise InputError(f"{folder / SUMMARY} is missing, damaged or of another version. Run evaluate.py again.")
+    if (folder / RESPONSES).is_file() and content_hash(folder / RESPONSES) != summary["made_from"].get("responses"):
+        raise InputError(f"{folder / RESPONSES} is not the file that {SUMMARY} was made from. Run evaluate.py again.")
     examples, answers = _read_answers(folder / RESPONSES)
-    made_by = _read(folder / MADE_BY).get("made_by", {})
-    checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml", yaml.safe_load).get("checkpoint")
+    made_by = made_by_of(folder / RESPONSES)
+    checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml").get("checkpoint")
     run = None if checkpoint == UNTUNED else _find_run(folder, summary)
     made_by.pop("files", None)
-    config = made_by | (_read(run / CONFIG_FILE, yaml.safe_load) if run else {})
+    config = made_by | (_read(run / CONFIG_FILE) if run else {})
     # An evaluation has its own split and generation options, whatever its run's configuration says.
     config |= {key: made_by[key] for key in ("generation", "split") if key in made_by}
     config |= {"judge": summary["judge"], "checkpoint": checkpoint if run else None}
@@ -167,10 +183,10 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
         summary=summary,
         examples=examples,
         answers=answers,
-        values=_read_scores(folder / "scores.jsonl", len(examples)),
+        values=_read_scores(folder / SCORES, len(examples)),
         config=config,
         settings={key: value for key, value in flatten(config).items() if key not in _IRRELEVANT},
-        training=_read(run / SUMMARY) if run else {},
+        training=(read_record(run / SUMMARY) or {}) if run else {},
     )
 
 
@@ -201,12 +217,12 @@ def _find_run(folder: Path, summary: Mapping[str, Any]) -> Path | None:
     return next((run for run in candidates if (run / CONFIG_FILE).is_file()), None)
 
 
-def _read(path: Path, parse: Callable[[str], Any] = json.loads, kind: type = dict) -> Any:
-    """Content of a file, of this type; empty if there is no such file."""
+def _read(path: Path) -> dict[str, Any]:
+    """The values in a YAML file; empty if there is no such file."""
     try:
-        value = parse(path.read_text(encoding="utf-8-sig")) if path.is_file() else kind()
-        if not isinstance(value, kind):
-            raise ValueError(f"it holds {value!r:.40}, not a {kind.__name__}")
+        value = yaml.safe_load(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {value!r:.40}, no keys")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}. Run evaluate.py again.") from error
     return value
@@ -227,13 +243,11 @@ def _read_answers(path: Path) -> tuple[list[Conversation], list[str]]:
 
 
 def _read_scores(path: Path, n: int) -> dict[str, np.ndarray]:
-    """The columns of `scores.jsonl`; of two lines for an entry the last counts, a torn line does not."""
-    scored = {}
-    for line in _read(path, str.splitlines, list):
-        with suppress(ValueError, TypeError, LookupError):
-            item = json.loads(line)
-            scored[item["index"]] = np.array([item[metric] for metric in METRICS], dtype=np.float64)  # None: NaN
-    done = [scored[i] for i in range(n) if i in scored]
+    """The columns of `scores.jsonl`."""
+    scored = read_scores(path)
+    done = [[getattr(scored[i], metric) for metric in METRICS] for i in range(n) if i in scored]
     if len(done) < n:
-        raise InputError(f"{path} has {len(done)} of {n} entries: the evaluation was interrupted. Run it again.")
-    return dict(zip(METRICS, np.array(done).reshape(n, len(METRICS)).T, strict=True))
+        what = f"{path} has {len(done)} of {n} entries whole"
+        raise InputError(f"{what}: the evaluation was interrupted, or the file is damaged. Run it again.")
+    columns = np.array(done, dtype=np.float64).reshape(n, len(METRICS)).T  # None: NaN
+    return dict(zip(METRICS, columns, strict=True))

@@ -116,7 +116,7 @@ def raises(error: BaseException) -> Main:
         (lambda cfg: 1, 1, "", False),
         (raises(InputError("entry 3 has no output: add one")), 2, "entry 3 has no output: add one", False),
         (raises(RunError("the server hung up")), 1, "the server hung up", False),
-        (raises(KeyboardInterrupt()), 1, "Interrupted.", False),
+        (raises(KeyboardInterrupt()), 130, "Interrupted.", False),
         (raises(KeyError("a bug")), 1, "KeyError: 'a bug'", True),
     ],
 )

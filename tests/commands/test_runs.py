@@ -1,13 +1,29 @@
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from instruct_lm.commands.runs import checkpoint_path, find_run, is_complete, load_run_config
+from instruct_lm.commands.own_files import check_no_run
+from instruct_lm.commands.pasting import override
+from instruct_lm.commands.runs import (
+    checkpoint_path,
+    evaluation_is_current,
+    find_run,
+    is_complete,
+    limits,
+    load_run_config,
+)
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError
+from instruct_lm.evaluation.score_file import ScoredEntry, score_line
+from instruct_lm.io.files import sha256_of
+from instruct_lm.io.locks import LOCK
+from instruct_lm.io.records import write_record
 from tests.run_commands import commands
 
 
@@ -180,9 +196,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(run: Any, command:
 def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, command: Any) -> None:
     folder = run()
     (folder / "checkpoints" / "last.ckpt").unlink()
-    (folder / "summary.json").write_text(
-        '{"limits": {"trainer.max_epochs": 2, "trainer.max_steps": null, "trainer.patience": null}}'
-    )
+    write_record({"limits": limits(load_run_config(folder))}, folder / "summary.json")
     status, err, seen = command("train", "resume=run", "evaluate=true")
     assert status == 0, err
     assert is_complete(seen[0])
@@ -215,9 +229,14 @@ def test_an_evaluation_takes_what_belongs_to_the_run(run: Any, command: Any) -> 
 
 def test_an_evaluation_writes_where_output_dir_says_and_never_over_the_runs_record(run: Any, command: Any) -> None:
     folder = run("seed=7")
-    _, _, seen = command("evaluate", "run=run", "output_dir=run")
-    assert seen[0].output_dir == str(folder.resolve())
+    status, err, seen = command("evaluate", "run=run", "output_dir=run")
+    assert (status, seen) == (2, [])
+    assert "output_dir=run holds a run, whose files would be replaced" in err
+    for place in ("run/checkpoints/new", "run/.hydra", "run/tensorboard"):
+        with pytest.raises(InputError, match=f"output_dir={place} belongs to the run run alone"):
+            check_no_run(Path(place))
     assert load_run_config(folder).seed == 7
+    assert command("evaluate", "run=run", "output_dir=run/evaluation/other")[0] == 0
     names = {
         ("split=train",): "train",
         ("checkpoint=last",): "test-last",
@@ -250,3 +269,104 @@ def test_a_run_may_be_evaluated_on_other_data(run: Any, command: Any) -> None:
     assert (seen[0].data.source, seen[0].data.limit, seen[0].model.name) == ("sample", 20, "gpt2-tiny")
     _, _, seen = command("evaluate", "run=run", "data.source=entries.json", "data.limit=20")
     assert (seen[0].data.source, seen[0].data.sha256) == (str(Path("entries.json").resolve()), None)
+
+
+def test_a_folder_has_one_owner_at_a_time(run: Any, command: Any, tmp_path: Path) -> None:
+    folder = run()
+    other = FileLock(folder / LOCK)
+    places = {
+        folder: [("train", "resume=run")],
+        folder / "evaluation" / "test": [("evaluate", "run=run")],
+        Path("sweep"): [("train", "-m", "model=gpt2-tiny", "output_dir=sweep")],
+        Path("alone"): [("train", "model=gpt2-tiny", "output_dir=alone")],
+    }
+    for place, calls in places.items():
+        place.mkdir(parents=True, exist_ok=True)
+        before = sorted(place.rglob("*"))
+        with FileLock(place / LOCK):
+            for call in calls:
+                status, err, seen = command(*call)
+                assert (status, seen) == (2, []), call
+                assert f"{place} is in use by another process" in err
+        assert set(before) ^ set(place.rglob("*")) <= {place / LOCK}  # nothing was written
+    # A run that trains can be evaluated, and what only shows a configuration owns nothing.
+    with other:
+        assert command("evaluate", "run=run")[0] == 0
+        assert command("train", "resume=run", "--cfg", "job")[0] == 0
+
+
+def test_two_commands_without_a_folder_get_one_each(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [command("train", "model=gpt2-tiny")[2][0].output_dir for _ in range(2)]
+    assert folders[0] != folders[1]
+    assert command("train", "--cfg", "all")[0] == 0
+    assert len(list(Path("outputs").iterdir())) == 2
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process has made the folder
+    assert command("train", "model=gpt2-tiny", "output_dir=outputs")[0] == 0
+    assert not Path("outputs", LOCK).exists()
+
+
+def evaluated(folder: Path) -> Path:
+    """An evaluation of a run's best weights, as `evaluate.py` leaves it."""
+    run = folder.parents[1]
+    folder.mkdir(parents=True)
+    (folder / "responses.json").write_text("[]")
+    line = score_line("f", ScoredEntry(0, 50, None, False, 50.0, 50.0))
+    (folder / "scores.jsonl").write_text(f"{line}\n")
+    files = {"checkpoint": run / "checkpoints" / "best.ckpt", "responses": folder / "responses.json"}
+    made_from = {name: sha256_of(file) for name, file in files.items()} | {"data": "d"}
+    write_record({"n": 1, "made_from": made_from}, folder / "summary.json")
+    write_record({"data": {"sha256": "d"}, "tokenizer": {"sha256": "t"}}, run / "made_from.json")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("checkpoints/best.ckpt", "other weights"),
+        ("evaluation/test/responses.json", "[1]"),
+        ("evaluation/test/scores.jsonl", ""),
+        ("evaluation/test/summary.json", "{}"),
+        ("made_from.json", None),
+    ],
+)
+def test_an_evaluation_is_current_while_all_that_it_was_made_from_is(run: Any, file: str, content: str | None) -> None:
+    folder = run()
+    evaluation = evaluated(folder / "evaluation" / "test")
+    assert evaluation_is_current(folder, evaluation, "best")
+    os.utime(folder / "checkpoints" / "best.ckpt")  # copied: newer, and the same
+    assert evaluation_is_current(folder, evaluation, "best")
+    if content is None:
+        write_record({"data": {"sha256": "e"}}, folder / file)
+    else:
+        (folder / file).write_text(content)
+    assert not evaluation_is_current(folder, evaluation, "best")
+    assert not evaluation_is_current(folder, folder / "evaluation" / "none", "best")
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_damaged_summary_is_no_complete_run(run: Any, command: Any, last: bool) -> None:
+    folder = run()
+    summary = folder / "summary.json"
+    write_record({"limits": limits(load_run_config(folder))}, summary)
+    summary.write_text(summary.read_text().replace("max_epochs", "max_epocht"))  # one bit
+    if last:
+        status, err, seen = command("train", "resume=run")
+        assert (status, is_complete(seen[0])) == (0, False)
+    else:
+        (folder / "checkpoints" / "last.ckpt").unlink()
+        status, err, _ = command("train", "resume=run")
+        assert status == 2
+        assert "cannot be made again. The weights in checkpoints/best.ckpt can still be" in err
+    assert "summary.json is damaged" in err
+
+
+def test_messages_print_commands_that_run_when_pasted(run: Any, command: Any) -> None:
+    name = """it's a "b" (x=y), [$HOME] {日本}, -~"""
+    run().rename(name)
+    status, err, _ = command("train", override("output_dir", Path(name)))
+    assert status == 2, err
+    (pasted,) = re.findall(r"continue it with: python train\.py (.+)", err)
+    done = subprocess.run(["sh", "-c", f"printf '%s\n' {pasted}"], capture_output=True, env={"LC_ALL": "C"}, check=True)
+    status, err, seen = command("train", *os.fsdecode(done.stdout).splitlines())
+    assert status == 0, err
+    assert seen[0].resume == str(Path(name).resolve())

@@ -59,17 +59,25 @@ def test_copied_responses_keep_their_own_record_and_no_other(tmp_path: Path) -> 
 
 def test_stopped_between_the_two_files_nothing_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a")
-    write = module.write_json
 
     def stop(value: Any, path: Path) -> None:
-        if path.name == "responses.made.json":
-            raise KeyboardInterrupt
-        write(value, path)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_json", stop)
+    monkeypatch.setattr(module, "write_record", stop)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "a", {**MADE_BY, "seed": 2})
     assert find_responses(tmp_path / "a", MADE_BY) is None
+
+
+@pytest.mark.parametrize("name", ["responses.json", "responses.made.json"])
+def test_damaged_answers_are_not_found(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = save(tmp_path / "a").with_name(name)
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"u", b"t", 1))  # one bit
+    assert find_responses(tmp_path / "a", MADE_BY) is None
+    assert f"{name} is damaged" in caplog.text
+    file.write_bytes(content)
+    assert find_responses(tmp_path / "a", MADE_BY) == tmp_path / "a"
 
 
 @pytest.mark.parametrize(

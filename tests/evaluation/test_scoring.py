@@ -86,7 +86,7 @@ def test_every_entry_becomes_a_line_and_an_item_in_order(tmp_path):
     )
     assert {line["index"]: line["score"] for line in lines(path)} == {i: score_of(i) for i in range(20)}
     names = {"index", "score", "reason", "exact_match", "chrf", "rouge_l", "raw", "feedback", "again"}
-    assert lines(path)[0].keys() == {"fingerprint", *names}
+    assert lines(path)[0].keys() == {"fingerprint", "check", *names}
 
 
 def test_eight_questions_are_in_flight_at_once(tmp_path, monkeypatch):
@@ -208,6 +208,19 @@ def test_a_line_is_written_and_synced_before_the_next_question(tmp_path, monkeyp
         scored = score_responses(responses(4), judge_of(server), path, concurrency=1)
     assert [item.score for item in scored] == [score_of(i) for i in range(4)]
     assert synced == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("key", ["score", "chrf", "index", "fingerprint", "check"])
+def test_an_entry_whose_line_is_damaged_is_scored_again(tmp_path, caplog, key):
+    path = tmp_path / "scores.jsonl"
+    complete = score_responses(responses(3), ReferenceJudge(), path)
+    first, second, third = path.read_text().splitlines()
+    place = second.index(f'"{key}": ') + len(key) + 5
+    flipped = second[:place] + chr(ord(second[place]) ^ 1) + second[place + 1 :]
+    path.write_text(f"{first}\n{flipped}\n{third}\n")
+    assert score_responses(responses(3), ReferenceJudge(), path) == complete
+    assert "1 lines are damaged: their entries are scored again" in caplog.text
+    assert sorted(path.read_text().splitlines()) == sorted([first, second, third])
 
 
 def test_a_file_of_something_else_is_replaced(tmp_path):

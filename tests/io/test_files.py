@@ -1,13 +1,15 @@
 """Atomic writes: the old content or the new, and nothing left beside it."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import CONTENTS, file_stamps, new_folder, replacing, sha256_of, write_json
+from instruct_lm.io.files import CONTENTS, content_hash, new_folder, replacing, sha256_of, write_json
 
 
 def test_a_replaced_file_appears_at_the_end_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -55,13 +57,24 @@ def test_sha256_of_several_blocks(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "file.bin") == hashlib.sha256(content).hexdigest()
 
 
-def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
-    path = tmp_path / "data.json"
-    path.write_text("one")
-    before = file_stamps(path, None, "hf:a/b/c", tmp_path / "none")
-    assert before == {str(path): [3, path.stat().st_mtime_ns]}
-    path.write_text("other")
-    assert file_stamps(path) != before
+def test_the_hash_of_a_folder_is_that_of_what_is_read_from_it(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (tmp_path / name).write_text(name)
+    listed = [[name, hashlib.sha256(name.encode()).hexdigest()] for name in ("config.json", "model.safetensors")]
+    expected = [hashlib.sha256(json.dumps(part).encode()).hexdigest() for part in (listed, listed[:1])]
+    assert [content_hash(tmp_path), content_hash(tmp_path, weights=False)] == expected
+    (tmp_path / "README.md").write_text("other")
+    assert content_hash(tmp_path) == expected[0]
+    (tmp_path / "model.safetensors").write_text("other")
+    assert content_hash(tmp_path) != expected[0]
+    assert content_hash(tmp_path, weights=False) == expected[1]
+    assert content_hash(tmp_path / "README.md") == hashlib.sha256(b"other").hexdigest()
+
+
+def test_a_failed_write_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as failed, replacing(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert failed.value.filename == str(tmp_path / "a.json")
 
 
 def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from instruct_lm.evaluation.score_file import ScoredEntry, score_line
+from instruct_lm.io.files import sha256_of
+from instruct_lm.io.records import write_record
+
 REFERENCE = {"kind": "reference", "score": "mean of exact match x 100 and sentence chrF"}
 
 
@@ -21,7 +25,6 @@ def write_evaluation(folder, answers, scores, *, judge=REFERENCE, questions=None
     (folder / "responses.json").write_text(json.dumps(entries))
     lines = [
         {
-            "fingerprint": "f",
             "index": i,
             "score": score,
             "reason": dict(failures).get(i),
@@ -32,7 +35,7 @@ def write_evaluation(folder, answers, scores, *, judge=REFERENCE, questions=None
         }
         for i, score in enumerate(scores)
     ]
-    (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "scores.jsonl").write_text("".join(score_line("f", ScoredEntry(**line)) + "\n" for line in lines))
     numbers = [score for score in scores if score is not None]
     summary = {
         "model": "gpt2-tiny",
@@ -44,10 +47,12 @@ def write_evaluation(folder, answers, scores, *, judge=REFERENCE, questions=None
         "judge": judge,
         "ended": 0.75,
         "mean_tokens": 12.5,
+        "made_from": {"responses": sha256_of(folder / "responses.json")},
     }
-    (folder / "summary.json").write_text(json.dumps(summary))
+    write_record(summary, folder / "summary.json")
     made_by = {"split": "test", "generation": {"max_new_tokens": 64, "seed": 123}, **(config or {})}
-    (folder / "responses.made.json").write_text(json.dumps({"made_by": made_by, "responses": []}))
+    made = {"made_by": made_by, "responses": [], "responses_sha256": summary["made_from"]["responses"]}
+    write_record(made, folder / "responses.made.json")
     return folder
 
 
@@ -72,7 +77,7 @@ def write_run(folder: Path, answers=None, scores=None, *, curves=None, config=No
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config or config_of()))
     before, after = ({"val/loss": loss, "val/response_loss": loss / 2} for loss in (4.0, 1.0))
     summary = {"steps": 68, "train_seconds": 90.0, "tokens_per_second": 1234.5, "peak_memory_gb": 1.5}
-    (folder / "summary.json").write_text(json.dumps({**summary, "before": before, "after": after}))
+    write_record({**summary, "before": before, "after": after}, folder / "summary.json")
     write_curves(folder / "tensorboard", curves or {})
     if answers is not None:
         write_evaluation(folder / "evaluation" / "test", answers, scores, run=folder, **options)

@@ -269,18 +269,21 @@ def test_losses_are_read_in_order_and_the_last_of_a_repeated_step_counts(tmp_pat
     [
         (["nowhere"], "nowhere: no such folder"),
         (["x=nowhere"], "nowhere: no such folder"),
-        (["empty"], "empty holds no evaluation: run python evaluate.py run=empty first"),
-        (["trained"], "trained holds no evaluation: run python evaluate.py run=trained first"),
-        (["sweep"], "run=sweep/0_seed-1 first"),
+        (["empty"], "empty holds no evaluation. Make one: python evaluate.py run=empty"),
+        (["trained"], "trained holds no evaluation. Make one: python evaluate.py run=trained"),
+        (["sweep"], "run=sweep/0_seed-1"),
         (["x=outputs"], "Leave out x="),
         (["good", "good"], "given twice"),
         (["good", "--baseline", "bad"], "--baseline bad: there is no such setting. Choose one of: good."),
-        (["torn"], "scores.jsonl has 5 of 6 entries: the evaluation was interrupted"),
-        (["unscored"], "scores.jsonl has 0 of 6 entries: the evaluation was interrupted"),
-        (["broken"], "summary.json cannot be read: Expecting property name"),
-        (["textless"], "entry 1 needs the texts instruction, output and model_response"),
-        (["listed"], "summary.json cannot be read: it holds [1], not a dict"),
+        (["torn"], "scores.jsonl has 5 of 6 entries whole: the evaluation was interrupted"),
+        (["unscored"], "scores.jsonl has 0 of 6 entries whole: the evaluation was interrupted"),
+        (["broken"], "summary.json is missing, damaged or of another version"),
+        (["textless"], "responses.json is not the file that summary.json was made from"),
+        (["listed"], "summary.json is missing, damaged or of another version"),
+        (["flipped"], "scores.jsonl has 5 of 6 entries whole"),
         (["good", "--html", "good"], "good cannot be written"),
+        (["good", "--md", "good/summary.json"], "--md good/summary.json would replace a file of a run"),
+        (["good", "--svg", "trained/checkpoints/a.svg"], "belongs to the run trained alone"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_the_remedy(tmp_path, monkeypatch, capsys, arguments, message):
@@ -288,12 +291,14 @@ def test_bad_input_ends_with_status_2_and_the_remedy(tmp_path, monkeypatch, caps
     Path("empty").mkdir()
     write_run(Path("trained"))
     write_run(Path("sweep", "0_seed-1"))
-    for name in ("good", "torn", "unscored", "broken", "listed", "textless"):
+    for name in ("good", "torn", "unscored", "flipped", "broken", "listed", "textless"):
         write_evaluation(Path(name), answers(), SCORES)
     write_evaluation(Path("outputs", "one"), answers(), SCORES)
     scores = Path("torn", "scores.jsonl")
     scores.write_bytes(scores.read_bytes()[:-20])
     Path("unscored", "scores.jsonl").unlink()
+    flipped = Path("flipped", "scores.jsonl")
+    flipped.write_text(flipped.read_text().replace('"rouge_l": 50.0', '"rouge_l": 58.0', 1))  # one bit
     Path("broken", "summary.json").write_text("{")
     Path("listed", "summary.json").write_text("[1]")
     Path("textless", "responses.json").write_text('[{"instruction": "a", "output": "b"}]')
