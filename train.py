@@ -7,25 +7,31 @@ import time
 from contextlib import redirect_stdout
 from typing import Any
 
+from instruct_lm.commands import launch
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.pasting import command
 from instruct_lm.commands.runs import is_complete, limits, record_data, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
-from instruct_lm.errors import StoppedError
+from instruct_lm.errors import RunError, StoppedError
+from instruct_lm.io import processes
 from instruct_lm.io.files import shown, write_json
+from instruct_lm.io.processes import stopping
 from instruct_lm.io.run_files import LAST, SUMMARY
 
 log = logging.getLogger(__name__)
 
 
-def main(config: TrainConfig) -> None:
+@stopping()
+def main(config: TrainConfig) -> int | None:
     """Build, train and summarise; evaluate the run if asked for."""
+    launch.be_quiet()
     if is_complete(config):
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
         return finish(config)
 
+    launch.check(config)
     fetch_sources(config)
     # Imported here, so that --help, mistakes on the command line and missing files need no torch.
     from lightning.pytorch import seed_everything
@@ -37,6 +43,14 @@ def main(config: TrainConfig) -> None:
 
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
+    if (number := launch.processes_to_start(config.device, accelerator)) > 1:
+        try:
+            return launch.run_processes(number, config.folder) or finish(config)
+        except StoppedError as stopped:
+            raise how_to_continue(config, str(stopped), stopped.signal) from stopped
+        except RunError as error:
+            raise RunError(f"{error}\n{way_on(config)}") from error
+    launch.watch_parent()
     seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
@@ -67,6 +81,9 @@ def main(config: TrainConfig) -> None:
         raise how_to_continue(config, str(stopped), stopped.signal) from stopped
     except SystemExit as stopped:  # Lightning's end after Ctrl-C
         raise how_to_continue(config, "Stopped at once.", signal.SIGINT) from stopped
+    except RuntimeError as error:
+        launch.explain(error, way_on(config))
+        raise
 
     summary = {
         "model": config.model.name,
@@ -85,15 +102,21 @@ def main(config: TrainConfig) -> None:
         "limits": limits(config),
     }
     record_hparams(trainer, config, summary)
-    summarise(config, summary)
-    finish(config)
+    if trainer.is_global_zero:
+        summarise(config, summary)
+    return None if processes.is_launched() else finish(config)
 
 
 def how_to_continue(config: TrainConfig, message: str, number: int) -> StoppedError:
     """The error of a run that signal `number` has stopped."""
+    return StoppedError(f"{message} {way_on(config)}", number)
+
+
+def way_on(config: TrainConfig) -> str:
+    """How to go on with a run that has ended early."""
     if not (config.folder / LAST).is_file():
-        return StoppedError("Stopped before the first checkpoint: there is nothing to resume.", number)
-    return StoppedError(f"{message} Continue with: {command('train.py', resume=config.folder)}", number)
+        return "There is no checkpoint yet: start again with the same command."
+    return f"Continue with: {command('train.py', resume=config.folder)}"
 
 
 def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:

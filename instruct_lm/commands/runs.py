@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from instruct_lm.commands.check_config import make_config, nest
 from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
+from instruct_lm.io import processes
 from instruct_lm.io.files import sha256_of, write_json, write_text
 from instruct_lm.io.run_files import CONFIG_FILE, LAST, MADE_FROM, SUMMARY
 
@@ -97,6 +98,8 @@ def train_dir(output_dir: str | None, resume: str | None, default: str) -> str:
             raise InputError(f"resume={resume} goes on in its own folder: leave out output_dir={output_dir}.")
         return str(run)
     if output_dir is None:
+        if (kind := processes.launcher()) is not None:
+            raise InputError(f"{kind} starts processes that would each make a folder: give them output_dir=<folder>.")
         return _claim(default)
     if any((Path(output_dir).expanduser() / "checkpoints").glob("*.ckpt")):
         raise InputError(f"output_dir={output_dir} holds a run: continue it with resume={output_dir}, or delete it.")

@@ -13,6 +13,7 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.errors import StoppedError
 from instruct_lm.io.files import replacing
 from instruct_lm.training.signals import StopSignals
+from instruct_lm.training.strategies import largest
 
 SAVE_INTERVAL = 600.0  # seconds
 
@@ -68,8 +69,11 @@ class SaveLast(Callback):
         """Save between optimizer steps; a step later where a validation follows, which a resume would leave out."""
         done = batch_idx + 1
         between_steps = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        due = self.signals.requested or time.monotonic() - self._saved_at >= SAVE_INTERVAL
-        if due and between_steps:
+        if not between_steps:
+            return
+        # The processes' clocks differ, and all of them must save together.
+        due = self.signals.requested or largest(trainer, time.monotonic() - self._saved_at >= SAVE_INTERVAL)
+        if due:
             self._postponed = done % trainer.val_check_batch == 0 and not self._postponed  # type: ignore[operator]
             if not self._postponed:
                 self._save(trainer)

@@ -12,16 +12,19 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.config import TrainConfig
 from instruct_lm.data.datamodule import InstructionDataModule
+from instruct_lm.io import processes
 from instruct_lm.io.files import shown, write_json
 from instruct_lm.io.run_files import BEFORE, BEST, LAST
 from instruct_lm.training.callbacks import ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.signals import StopSignals
+from instruct_lm.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ _HARMLESS = (
     ".*LeafSpec.*deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
+    ".*sync_dist=True.*",  # the module adds up the sums of all processes itself
     ".*Checkpoint directory.*exists and is not empty.*",
 )
 
@@ -55,7 +59,8 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
         accelerator: ``cpu``, ``gpu`` or ``mps``.
         callbacks: Callbacks besides those for progress, validation and checkpoints; they come first.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
     settings, device, folder = config.trainer, config.device, config.folder
@@ -66,9 +71,14 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
     log.info("device: %s; output: %s", accelerator, shown(folder))
     precision: Any = device.precision or default_precision(accelerator)
-    return pl.Trainer(
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if processes.is_launched():  # also within a job of a cluster's scheduler, which Lightning would ask
+        plugins.append(LightningEnvironment())
+    trainer = pl.Trainer(
         accelerator=accelerator,
-        **device.model_dump(include={"devices", "num_nodes", "strategy"}),
+        devices=device.devices,
+        num_nodes=device.num_nodes,
+        strategy=make_strategy(device.strategy, processes.world_size()),
         precision=precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
@@ -77,12 +87,15 @@ def make_trainer(config: TrainConfig, accelerator: str, callbacks: Sequence[Call
         log_every_n_steps=settings.log_interval,
         logger=logger,
         callbacks=[*callbacks, *own, *([TQDMProgressBar()] if settings.progress else [])],
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares out the rows itself
         enable_model_summary=False,
         enable_progress_bar=settings.progress,
     )
+    # Lightning's own handler of SIGTERM speaks to the other processes at once, which may be elsewhere: it would hang.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def validate_before(
@@ -93,7 +106,8 @@ def validate_before(
     if config.resume and kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     before = dict(trainer.validate(tuner, data, verbose=False)[0])
-    write_json(before, kept)
+    if trainer.is_global_zero:
+        write_json(before, kept)
     log.info("before training: validation loss %(val/loss).3f, response only %(val/response_loss).3f", before)
     return before
 
