@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 
 
 @stopping()
-def main(config: TrainConfig) -> int | None:
+def main(config: TrainConfig) -> int:
     """Build, train and summarise; evaluate the run if asked for."""
     launch.be_quiet()
     if is_complete(config):
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
-        return finish(config)
+        finish(config)
+        return 0
 
     launch.check(config)
     fetch_sources(config)
@@ -44,12 +45,16 @@ def main(config: TrainConfig) -> int | None:
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
     if (number := launch.processes_to_start(config.device, accelerator)) > 1:
+        launch.check_together(config, number)
         try:
-            return launch.run_processes(number, config.folder) or finish(config)
+            status = launch.run_processes(number, config.folder)
         except StoppedError as stopped:
             raise how_to_continue(config, str(stopped), stopped.signal) from stopped
         except RunError as error:
             raise RunError(f"{error}\n{way_on(config)}") from error
+        if status == 0:
+            finish(config)
+        return status
     launch.watch_parent()
     seed_everything(config.seed, verbose=False)
 
@@ -104,7 +109,9 @@ def main(config: TrainConfig) -> int | None:
     record_hparams(trainer, config, summary)
     if trainer.is_global_zero:
         summarise(config, summary)
-    return None if processes.is_launched() else finish(config)
+    if not processes.is_launched():  # else the process that started this one goes on
+        finish(config)
+    return 0
 
 
 def how_to_continue(config: TrainConfig, message: str, number: int) -> StoppedError:

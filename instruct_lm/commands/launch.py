@@ -1,6 +1,6 @@
 """Several processes on one machine: started, watched and ended together by the one that the user started.
 
-That one trains nothing itself. So it answers signals at once, sees how each process ends, and is the only one to say it.
+That one trains nothing itself. So it answers signals at once, sees how each process ends, and says it once.
 """
 
 import contextlib
@@ -33,30 +33,53 @@ def check(config: TrainConfig) -> None:
     """Check that `device` agrees with the program that started this process, if one did, and with the optimizer.
 
     Raises:
-        InputError: They differ, or nothing starts the processes of other machines; the message gives the way that works.
+        InputError: It does not, or nothing starts the processes of other machines; the message gives a way that works.
     """
-    device = config.device
-    kind, nodes = processes.launcher(), device.num_nodes
-    if config.optimizer.in_backward and (kind or nodes > 1 or str(device.devices) != "1"):
+    device, kind, there = config.device, processes.launcher(), processes.world_size()
+    known, nodes = str(device.devices) != "auto", device.num_nodes
+    if kind is None and nodes > 1:
+        way = f"torchrun --nnodes={nodes} --nproc-per-node={device.devices} --rdzv-backend=c10d"
+        raise InputError(
+            f"device.num_nodes={nodes}: nothing has started the processes of the other machines. On each machine: "
+            f"{way} --rdzv-endpoint=<first machine>:29500 train.py device.num_nodes={nodes} … (docs/several.md)."
+        )
+    if kind in ("torchrun", "srun") and known and count(device.devices) * nodes != there:
+        here = processes.local_world_size() if kind == "torchrun" else max(1, there // nodes)
+        raise InputError(
+            f"{kind} started {there} processes, and device.devices={device.devices} device.num_nodes={nodes} means "
+            f"{count(device.devices) * nodes}: give device.devices={here} device.num_nodes={there // here}."
+        )
+    check_together(config, max(there, count(device.devices) * nodes if known else 1))
+
+
+def check_together(config: TrainConfig, number: int) -> None:
+    """Check that so many processes can train together.
+
+    Raises:
+        InputError: The optimizer or the precision does not go with them.
+    """
+    sharded = config.device.strategy == "fsdp2"
+    if number > 1 and sharded and config.optimizer.name == "adafactor":
+        raise InputError("optimizer=adafactor needs whole matrices: use optimizer=adamw, or device.strategy=ddp.")
+    if number > 1 and sharded and config.device.precision == "16-mixed":
+        raise InputError("device.precision=16-mixed does not go with device.strategy=fsdp2: use bf16-mixed or 32-true.")
+    if number > 1 and config.optimizer.in_backward:
         raise InputError(
             "optimizer.in_backward=true updates a matrix before the processes have added up its gradient: use "
             "device.devices=1, or optimizer.in_backward=false, with device.strategy=fsdp2 where memory is short."
         )
-    if kind in (None, "own"):
-        if nodes > 1:
-            way = f"torchrun --nnodes={nodes} --nproc-per-node={device.devices} --rdzv-backend=c10d"
-            raise InputError(
-                f"device.num_nodes={nodes}: nothing has started the processes of the other machines. On each machine: "
-                f"{way} --rdzv-endpoint=<first machine>:29500 train.py device.num_nodes={nodes} … (docs/several.md)."
-            )
-        return
-    there = processes.world_size()
-    here = processes.local_world_size() if kind == "torchrun" else there // nodes
-    if str(device.devices) != "auto" and count(device.devices) * nodes != there:
-        raise InputError(
-            f"{kind} started {there} processes, and device.devices={device.devices} device.num_nodes={nodes} means "
-            f"{count(device.devices) * nodes}: give device.devices={here} device.num_nodes={max(1, there // here)}."
-        )
+
+
+def check_answering(device: DeviceConfig) -> None:
+    """Check that a command that answers can use `device`.
+
+    Raises:
+        InputError: It asks for what training alone has; the message gives the way that works.
+    """
+    if device.strategy == "fsdp2":
+        raise InputError("device.strategy=fsdp2 is for training: each process that answers holds the whole model.")
+    if device.num_nodes > 1 or processes.launcher() in ("torchrun", "srun"):
+        raise InputError("Answers are made on one machine: python evaluate.py … device.devices=<number>, no launcher.")
 
 
 def count(devices: int | str) -> int:
@@ -91,7 +114,9 @@ def run_processes(number: int, folder: Path) -> int:
         RunError: A process was killed, or failed before the first one did.
     """
     with contextlib.ExitStack() as stack:
-        said: list[IO[str]] = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(number)]
+        said: list[IO[str]] = [
+            stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(number)
+        ]
         shared = _shared(number)
         children = [_start(rank, shared, folder, said[rank]) for rank in range(number)]
         stack.callback(_kill, children)
@@ -112,7 +137,7 @@ class _Child(subprocess.Popen[bytes]):
 
 def _start(rank: int, shared: dict[str, str], folder: Path, said: IO[str]) -> _Child:
     environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    command = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
     # The folder is this process's, which has recorded the settings there. Only the first writes a log.
     command += [override("hydra.run.dir", str(folder.resolve())), "hydra.output_subdir=null"]
     output: Any = None if rank == 0 else said
@@ -128,8 +153,8 @@ def _shared(number: int) -> dict[str, str]:
         port = free.getsockname()[1]
     sizes = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "NODE_RANK": 0, "GROUP_RANK": 0}
     shared = sizes | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, processes.LAUNCHED: os.getpid()}
-    threads = max(1, (os.cpu_count() or 1) // number)  # else each takes all cores
-    return {name: str(value) for name, value in ({"OMP_NUM_THREADS": threads} | os.environ | shared).items()}
+    default = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // number)}  # else each takes all cores
+    return {name: str(value) for name, value in (default | processes.plain_environment() | shared).items()}
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def launcher() -> str | None:
     """The program that started this process as one of several: ``torchrun``, ``srun`` or, if this project, ``own``."""
     if is_launched():
         return "own"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         return "torchrun"
     if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ:  # a batch script has no step
         return "srun"

@@ -123,7 +123,7 @@ def largest(trainer: pl.Trainer, value: int) -> int:
 
 
 def steps_of(trainer: pl.Trainer) -> dict[str, int]:
-    """For a checkpoint: the rows of an optimizer step, and the micro-batches in which this number of processes takes it."""
+    """For a checkpoint: the rows of an optimizer step, and the micro-batches in which so many processes take it."""
     plan = getattr(trainer.train_dataloader, "plan", None)
     return {} if plan is None else {"rows": plan.step_size, "accumulate": plan.accumulate}
 
@@ -136,7 +136,7 @@ def keep_steps(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
 
     Example:
         A run with ``batch_size=8`` on one process has stopped after 5 steps of 8 rows. Two processes go on with 4 rows
-        each. A run of two processes has steps of 16 rows: one process takes each in two micro-batches, and has taken 10.
+        each. A run of two processes has steps of 16 rows: one process takes each of them in two micro-batches.
     """
     steps, data = checkpoint.get("steps"), trainer.datamodule  # type: ignore[attr-defined]
     if not steps or data is None:
