@@ -183,7 +183,7 @@ def _passing_on(children: Sequence[_Child]) -> Iterator[None]:
 def _wait(children: Sequence[_Child]) -> None:
     """Wait for all; once one has ended badly, the others have `GRACE` seconds."""
     deadline = None
-    while any(child.poll() is None for child in children):
+    while [child for child in children if child.poll() is None]:  # a list: each of them is asked
         if deadline is None and any(child.returncode for child in children):
             # One that was killed cannot be waited for: the others notice, or hang on its part of a sum for ever.
             deadline = time.monotonic() + GRACE
