@@ -5,20 +5,26 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+from instruct_lm.commands import launch
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.origins import check_origin, local_contents
 from instruct_lm.commands.runs import checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
+from instruct_lm.errors import StoppedError
+from instruct_lm.io import processes
 from instruct_lm.io.files import content_hash, shown
+from instruct_lm.io.processes import stopping
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import RESPONSES, SCORES, SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
 
 
+@stopping()
 def main(config: EvaluateConfig) -> int:
     """Respond, score, summarise; 1 if an entry has no score."""
+    launch.be_quiet()
     if config.responses is not None:
         return score(config, Path(config.responses), {"responses": config.responses})
 
@@ -35,15 +41,20 @@ def main(config: EvaluateConfig) -> int:
     made_by["files"] = local_contents(
         checkpoint=checkpoint, data=config.data.source, weights=base, tokenizer=config.model.tokenizer
     )
+    if config.device.precision not in (None, "32-true"):
+        made_by["precision"] = config.device.precision
     if folder := find_responses(config.folder, made_by):
         log.info("responses: made before, in %s", shown(folder))
     else:
         respond(config, checkpoint, made_by)
+    if processes.is_launched():
+        return 0  # the process that started this one puts the answers together
     return score(config, (folder or config.folder) / RESPONSES, {"model": config.model.name, "run": run})
 
 
 def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, Any]) -> None:
-    """Answer the split and save the answers."""
+    """Answer the split and save the answers; one of several processes answers its share."""
+    launch.check_answering(config.device)
     weights = checkpoint is None or config.lora.rank > 0
     fetch_sources(config, weights=weights)
     from tqdm import tqdm
@@ -52,6 +63,10 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     from instruct_lm.evaluation.answers import answer_entries, forget_answers
     from instruct_lm.evaluation.responses import save_responses
 
+    number = launch.processes_to_start(config.device, build.choose_accelerator(config.device))
+    if number > 1 and (status := launch.run_processes(number, config.folder)):
+        raise StoppedError("Repeat the command to go on.", status - 128) if status > 128 else SystemExit(status)
+    launch.watch_parent()
     fetcher = build.build_fetcher(config)
     if config.run is not None:
         check_origin(Path(config.run), config, fetcher, weights=weights)
@@ -59,9 +74,11 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     examples = getattr(build.build_datamodule(config, responder.tokenizer, fetcher).splits, config.split)
     if cut := sum(responder.cut_tokens(example) > 0 for example in examples):
         log.warning("%d of %d prompts are cut to fit model.block_size=%d", cut, len(examples), config.model.block_size)
-    with tqdm(total=len(examples), desc="answering", unit="entry") as bar:
-        responses = answer_entries(responder, examples, config.folder, made_by, on_done=bar.update)
-    if responses is not None:
+    rank, world_size = processes.rank(), processes.world_size()
+    settings = {"desc": "answering", "unit": "entry", "disable": rank > 0}
+    with tqdm(total=-(-len(examples) // world_size), **settings) as bar, build.autocast(config.device, responder.model):
+        responses = answer_entries(responder, examples, config.folder, made_by, rank, world_size, bar.update)
+    if world_size == 1 and responses is not None:
         save_responses(config.folder, examples, responses, made_by)
         forget_answers(config.folder)
 

@@ -6,6 +6,7 @@ import time
 from contextlib import redirect_stdout
 from typing import Any
 
+from instruct_lm.commands import launch
 from instruct_lm.commands.endings import explained
 from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
@@ -14,26 +15,34 @@ from instruct_lm.commands.pasting import command
 from instruct_lm.commands.runs import clear_dead_start, is_complete, limits, run_id, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
+from instruct_lm.io import processes
 from instruct_lm.io.files import shown
+from instruct_lm.io.processes import stopping
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import LAST, PREVIOUS, SUMMARY
 
 log = logging.getLogger(__name__)
 
 
-def main(config: TrainConfig) -> None:
+@stopping()
+def main(config: TrainConfig) -> int:
     """Build, train and summarise; evaluate the run if asked for."""
+    launch.be_quiet()
     if is_complete(config):
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
-        return finish(config)
+        finish(config)
+        return 0
+    launch.check(config)
     fetch_sources(config)
     with explained(config):
-        train(config)
-    finish(config)
+        status = train(config)
+    if status == 0 and not processes.is_launched():  # else the process that started this one goes on
+        finish(config)
+    return status
 
 
-def train(config: TrainConfig) -> None:
-    """Train from the start or from the last checkpoint, and write the summary."""
+def train(config: TrainConfig) -> int:
+    """Train from the start or from the last checkpoint, and write the summary; the exit status so far."""
     # Imported here, so that --help, mistakes on the command line and missing files need no torch.
     from lightning.pytorch import seed_everything
 
@@ -46,6 +55,10 @@ def train(config: TrainConfig) -> None:
 
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
+    if (number := launch.processes_to_start(config.device, accelerator)) > 1:
+        launch.check_together(config, number)
+        return launch.run_processes(number, config.folder)
+    launch.watch_parent()
     seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
@@ -62,7 +75,10 @@ def train(config: TrainConfig) -> None:
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     run = run_id(config.folder)
     checkpoint = sound_checkpoint(config.folder, run) if config.resume else None
-    check_limits(config, checkpoint) if checkpoint else clear_dead_start(config.folder)
+    if checkpoint is not None:
+        check_limits(config, checkpoint)
+    elif processes.rank() == 0:
+        clear_dead_start(config.folder)
     (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     divergence, throughput = Divergence(), Throughput()
     callbacks = [divergence, throughput, SampleResponses(data.splits.validation[:4])]
@@ -91,7 +107,9 @@ def train(config: TrainConfig) -> None:
         "limits": limits(config),
     }
     record_hparams(trainer, config, summary)
-    summarise(config, summary)
+    if trainer.is_global_zero:
+        summarise(config, summary)
+    return 0
 
 
 def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:

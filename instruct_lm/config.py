@@ -129,7 +129,7 @@ class DataConfig(Group):
     test_fraction: Fraction = Field(description="the next; the rest is the validation split")
     shuffle: bool = Field(description="true: shuffle by seed before the split")
     deduplicate: Similarity | None = Field(description="entries so similar to a held-out one are not trained on")
-    batch_size: Count = Field(description="examples")
+    batch_size: Count = Field(description="examples of a process; a step has so many times accumulate times processes")
     max_length: Length | None = Field(description="tokens of an example; null: model.block_size")
     overlong: Literal["drop", "truncate_prompt", "truncate", "error"] = Field(description="for longer examples")
     layout: Literal["packed", "padded"] = Field(description="packed: the shared prefix once, no padding")
@@ -151,11 +151,11 @@ class DeviceConfig(Group):
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(description="auto: CUDA, then MPS, then CPU")
     devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
-    precision: Precision | None = Field(description="null: by the device")
+    precision: Precision | None = Field(description="null: by the device; answers in 32-true")
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
-        description="of several processes; fsdp2: each holds a part of the model"
+        description="of several processes: ddp (as auto), or fsdp2: each holds a part of the model"
     )
-    num_nodes: Count = Field(description="machines")
+    num_nodes: Count = Field(description="machines, by torchrun or srun")
 
 
 class OptimizerConfig(Group):

@@ -224,6 +224,12 @@ def load_responder(config: DataCommandConfig, checkpoint: Path | None, fetcher: 
     return build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
 
 
+def autocast(device: DeviceConfig, model: GPT) -> torch.autocast:
+    """The precision in which a model answers: ``device.precision``, or that of its weights, which is fp32."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(device.precision or "", torch.float32)
+    return torch.autocast(model.wte.weight.device.type, dtype, enabled=dtype != torch.float32)
+
+
 def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:
     """The judge of an evaluation; it sees the instructions in the book's prompt style, whatever the model's own is."""
     options = judge.model_dump(exclude={"kind", "concurrency", "weights", "weights_sha256", "prompt", "scale"})

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from instruct_lm.commands import launch
 from instruct_lm.commands.pasting import command
 from instruct_lm.commands.runs import is_begun
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError, RunError, StoppedError
+from instruct_lm.io import processes
 from instruct_lm.io.failures import outside_failure
 from instruct_lm.io.run_files import BEST
 
@@ -37,8 +39,14 @@ def explained(config: TrainConfig) -> Iterator[None]:
 
         if isinstance(error, DivergedError):
             raise RunError(f"{error}\n{_after_divergence(config)}") from error
+        if isinstance(error, launch.ProcessError):
+            raise RunError(f"{error}\n{_after_failure(config)}") from error
         raise
     except Exception as error:
+        if launch.connection_lost(error):
+            if processes.is_launched():  # the process that started this one says what has happened
+                raise SystemExit(launch.LOST) from error
+            raise RunError(f"Another process of this run has ended.\n{_after_failure(config)}") from error
         if (failure := outside_failure(error)) is None:
             raise
         raise RunError(f"Training failed: {failure}.\n{_after_failure(config)}") from error

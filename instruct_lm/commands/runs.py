@@ -16,6 +16,7 @@ from instruct_lm.commands.pasting import command
 from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig, flatten
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.score_file import read_scores
+from instruct_lm.io import processes
 from instruct_lm.io.files import content_hash, shown, write_text
 from instruct_lm.io.locks import claim, is_first_process, own
 from instruct_lm.io.plain_yaml import read_plain_yaml
@@ -118,6 +119,8 @@ def train_dir(output_dir: str | None, resume: str | None, default: str, *, start
             raise InputError(f"resume={resume} goes on in its own folder: leave out output_dir={output_dir}.")
         return _taken(run, start)
     if output_dir is None:
+        if (kind := processes.launcher()) is not None:
+            raise InputError(f"{kind} starts processes that would each make a folder: give them output_dir=<folder>.")
         return _claimed(default, start)
     folder = Path(output_dir).expanduser()
     check_no_run(folder, holds_run=False)
@@ -182,7 +185,7 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
         given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: Keys that contradict the run, no run to resume, or a complete run that kept no checkpoint to go on from.
+        InputError: Keys that contradict the run, no run to resume, or one that kept no checkpoint to go on from.
     """
     remedy = f"Leave out what differs, or start a run in another output_dir. May change: {', '.join(RESUME_MAY_CHANGE)}"
     values = _merge(str(config.resume), config, given, RESUME_MAY_CHANGE, remedy)

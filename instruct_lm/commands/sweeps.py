@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from instruct_lm.commands.runs import SPLIT_KEYS, load_run_config
 from instruct_lm.errors import RunError
 from instruct_lm.io.files import shown
+from instruct_lm.io.processes import plain_environment
 from instruct_lm.io.run_files import BEST, CONFIG_FILE, SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     command = f"python evaluate.py {shlex.join([f'run={shown(run)}', *settings])}"
     log.info("evaluating: %s", command)
     quoted = QuotedString(str(run), Quote.single).with_quotes()  # Hydra then reads it as one text
-    status = subprocess.run([sys.executable, str(COMMAND), f"run={quoted}", *settings], check=False).returncode
+    arguments = [sys.executable, str(COMMAND), f"run={quoted}", *settings]
+    status = subprocess.run(arguments, env=plain_environment(), check=False).returncode
     if status:
         raise RunError(f"Evaluating {shown(run)} ended with status {status}. Go on with the sweep, or with: {command}")
     return folder

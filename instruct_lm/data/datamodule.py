@@ -41,10 +41,11 @@ class BatchDataset(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = [self.encoded[i] for i in micro_batch.rows]
+        counts = not micro_batch.idle
         return collate(
             [row.input_ids for row in rows],
-            [self.weights[i] for i in micro_batch.rows],
-            [row.kinds == Kind.RESPONSE for row in rows],
+            [self.weights[i] * counts for i in micro_batch.rows],
+            [(row.kinds == Kind.RESPONSE) & counts for row in rows],
             entries=[int(self.encoded.entries[i]) for i in micro_batch.rows],
             step_weight=micro_batch.step_weight,
         )
@@ -56,6 +57,7 @@ class InstructionDataModule(pl.LightningDataModule):
 
     Attributes:
         encoded: Split name → its encoded entries, once `setup` has made them.
+        step_size: As for `StepSampler`; a run that goes on sets its own.
 
     Args:
         source: A source string (see `instruct_lm.io.sources.FORMS`; ``sample`` for the embedded entries), a path, or a
@@ -104,6 +106,7 @@ class InstructionDataModule(pl.LightningDataModule):
         super().__init__()
         self.prompt_style = get_style(self.style, self.tokenizer)
         self.encoded: dict[str, BatchDataset] = {}
+        self.step_size: int | None = None
         # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
         self.max_length = self.max_length or self.block_size
 
@@ -202,6 +205,7 @@ class InstructionDataModule(pl.LightningDataModule):
             accumulate=trainer.accumulate_grad_batches if trainer and shuffle else 1,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            step_size=self.step_size if shuffle else None,
             shuffle=shuffle,
             seed=self.seed,
             group_by_length=self.group_by_length or not shuffle,

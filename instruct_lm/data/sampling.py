@@ -18,10 +18,14 @@ from instruct_lm.errors import InputError
 
 
 class MicroBatch(NamedTuple):
-    """The rows of one forward pass, and Σ weights of its optimizer step."""
+    """The rows of one forward pass, and Σ weights of its optimizer step.
+
+    An idle one stands in for a process that has no rows left in a step: it holds a row of it that counts nothing.
+    """
 
     rows: list[int]
     step_weight: float
+    idle: bool = False
 
 
 @dataclass(eq=False)
@@ -31,9 +35,12 @@ class StepSampler(Sampler[MicroBatch]):
     Args:
         lengths: int (n,); number of tokens of each row.
         weights: float (n,); Σ weights of each row.
-        batch_size: Number of rows of a micro-batch.
+        batch_size: Most rows of a micro-batch.
         accumulate: Number of micro-batches of an optimizer step in each process.
         rank, world_size: Number of this process, from 0, and number of processes.
+        step_size: Number of rows of an optimizer step in all processes together; None: ``batch_size`` times
+            ``accumulate`` times ``world_size``. A run that goes on with another number of processes gives its own, and
+            ``accumulate`` follows.
         shuffle: Whether each epoch has a new order.
         seed: Seed of the order.
         group_by_length: Whether rows of similar length share an optimizer step, which changes what a step sees.
@@ -43,7 +50,7 @@ class StepSampler(Sampler[MicroBatch]):
         start: Number of micro-batches that the next iteration skips.
 
     Raises:
-        InputError: There are fewer rows than processes, or (while iterating) all weights of a step are 0.
+        InputError: While iterating: all weights of a step are 0.
 
     Example:
         With ``batch_size=2`` and ``accumulate=2`` a step takes four of these five rows. Of their 3, 7, 5 and 9 tokens,
@@ -52,6 +59,14 @@ class StepSampler(Sampler[MicroBatch]):
         >>> lengths, weights = np.array([3, 7, 5, 9, 4]), np.ones(5)
         >>> [m.rows for m in StepSampler(lengths, weights, batch_size=2, accumulate=2, shuffle=False)]
         [[3, 1], [2, 0], [4]]
+
+        The same steps on two processes; the first one has the longer rows:
+
+        >>> def rows(rank: int) -> list[list[int]]:
+        ...     plan = StepSampler(lengths, weights, batch_size=2, step_size=4, shuffle=False, rank=rank, world_size=2)
+        ...     return [m.rows for m in plan if not m.idle]
+        >>> rows(0), rows(1)
+        ([[3, 1], [4]], [[2, 0]])
     """
 
     lengths: np.ndarray
@@ -61,6 +76,7 @@ class StepSampler(Sampler[MicroBatch]):
     accumulate: int = 1
     rank: int = 0
     world_size: int = 1
+    step_size: int | None = None
     shuffle: bool = True
     seed: int = 123
     group_by_length: bool = False
@@ -68,15 +84,16 @@ class StepSampler(Sampler[MicroBatch]):
     start: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if len(self.lengths) < self.world_size:
-            raise InputError(f"{len(self.lengths)} entries are too few for {self.world_size} processes; use fewer")
+        if self.step_size is None:
+            self.step_size = self.batch_size * self.accumulate * self.world_size
+        self.accumulate = self._micro_batches(self.step_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next iteration plans; Lightning calls this method."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.lengths), self._step_size)
+        full, rest = divmod(len(self.lengths), self.step_size or 1)
         return full * self.accumulate + self._micro_batches(rest)
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -92,7 +109,8 @@ class StepSampler(Sampler[MicroBatch]):
             parts = np.array_split(rows, self._micro_batches(len(rows)) * self.world_size)
             for part in parts[self.rank :: self.world_size]:
                 if done >= start:
-                    yield MicroBatch(part.tolist(), weight)
+                    idle = len(part) == 0
+                    yield MicroBatch((rows[:1] if idle else part).tolist(), weight, idle)
                 done += 1
 
     def _steps(self) -> list[np.ndarray]:
@@ -101,20 +119,15 @@ class StepSampler(Sampler[MicroBatch]):
         order = rng.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
         if self.group_by_length:
             order = order[np.argsort(self.lengths[order], kind="stable")]
-        steps = np.split(order, range(self._step_size, len(order), self._step_size))
-        if len(steps[-1]) < self.world_size:  # fewer rows than processes: merge them with the step before
-            steps[-2:] = [np.concatenate(steps[-2:])]
+        size = self.step_size or 1
+        steps = np.split(order, range(size, len(order), size))
         if self.group_by_length and self.shuffle:  # the last step stays last, since it may be smaller
             steps = [steps[i] for i in (*rng.permutation(len(steps) - 1), len(steps) - 1)]
         return steps
 
-    @property
-    def _step_size(self) -> int:
-        return self.batch_size * self.accumulate * self.world_size
-
     def _micro_batches(self, rows: int) -> int:
-        """Number of micro-batches of each process for a step of so many rows: as few as possible, and none is empty."""
-        return min(self.accumulate, -(-rows // (self.batch_size * self.world_size)), rows // self.world_size)
+        """Number of micro-batches of each process for a step of so many rows."""
+        return -(-rows // (self.batch_size * self.world_size))
 
 
 class StepLoader(DataLoader[Batch]):
@@ -134,9 +147,12 @@ class StepLoader(DataLoader[Batch]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches handed out in this epoch; Lightning stores it in each checkpoint."""
-        return {"done": self.done % len(self)}
+        """The number of optimizer steps handed out in this epoch; Lightning stores it in each checkpoint.
+
+        A step is the same rows on any number of processes. Checkpoints are written between steps.
+        """
+        return {"steps": self.done % len(self) // self.plan.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the batches that ``state`` counts."""
-        self.plan.start = state["done"]
+        """Continue after the steps that ``state`` counts."""
+        self.plan.start = state["steps"] * self.plan.accumulate

@@ -25,7 +25,7 @@ class KVCache:
         """Store (B, 2K, L, D) behind the tokens of each row; the caller raises ``lengths`` after the last layer."""
         rows = torch.arange(len(self.lengths), device=kv.device)[:, None]  # (B, 1)
         columns = self.lengths[:, None] + torch.arange(kv.shape[2], device=kv.device)  # (B, L)
-        self.kv[layer][rows, :, columns] = kv.transpose(1, 2)
+        self.kv[layer][rows, :, columns] = kv.transpose(1, 2).to(self.kv.dtype)  # autocast makes another one
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, int64 (b,)."""

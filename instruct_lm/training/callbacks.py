@@ -13,6 +13,7 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.model.generation import GREEDY
 from instruct_lm.training.memory import peak_memory
+from instruct_lm.training.strategies import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,10 @@ class SampleResponses(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Answer and log; ``module`` is an `InstructionTuner` with a responder."""
-        if not trainer.is_global_zero or trainer.sanity_checking or trainer.logger is None or not self.examples:
+        if trainer.sanity_checking or trainer.logger is None or not self.examples:
             return
-        step = max(trainer.global_step - 1, 0)  # Lightning counts the steps of its curves from 0
+        if not trainer.is_global_zero and not is_sharded(module):
+            return  # the first process answers alone, unless it holds only a part of the model
         responder = replace(module.responder, max_new_tokens=32, sampling=GREEDY)
         rows = ["| instruction | reference | response |", "|---|---|---|"]
         for example, response in zip(self.examples, responder.answer(self.examples), strict=True):
@@ -103,7 +105,9 @@ class SampleResponses(Callback):
             texts = (question, example.reference, response.text)
             cells = [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
             rows.append(f"| {' | '.join(cells)} |")
-        trainer.logger.experiment.add_text("responses", "\n".join(rows), step)  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            step = max(trainer.global_step - 1, 0)  # Lightning counts the steps of its curves from 0
+            trainer.logger.experiment.add_text("responses", "\n".join(rows), step)  # type: ignore[attr-defined]
 
 
 class ValidateEvery(Callback):
@@ -122,9 +126,11 @@ class ValidateEvery(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Decide whether a validation follows this batch."""
         batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-        done, start = batch_idx + 1, batch_idx // accumulated * accumulated  # `start`: of this optimizer step
-        # Intervals that are over, before this step and now; 1e-6 makes up for rounding.
-        before, now = (int((trainer.current_epoch + n / batches) / self.interval + 1e-6) for n in (start, done))
+        done = batch_idx + 1
+        # Intervals that are over, before this step and now; 1e-6 makes up for rounding. Steps are counted, whose number
+        # is the same for any number of processes.
+        steps, step = -(-batches // accumulated), batch_idx // accumulated
+        before, now = (int((trainer.current_epoch + n / steps) / self.interval + 1e-6) for n in (step, step + 1))
         last = trainer.global_step >= trainer.estimated_stepping_batches
         due = (done % accumulated == 0 or done == batches) and (now > before or last)
         trainer.val_check_batch = done if due else done + 1  # Lightning validates when this divides `done`

@@ -24,6 +24,7 @@ from instruct_lm.model.pretrained import load_pretrained
 from instruct_lm.respond import Responder, Response
 from instruct_lm.training.loss import batch_loss
 from instruct_lm.training.optimizers import ADAMW, OptimizerSettings
+from instruct_lm.training.strategies import FullyShardedStrategy, keep_steps, shard, steps_of, whole
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class InstructionTuner(pl.LightningModule):
         due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and not self.settings.in_backward:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(grads)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses of the split."""
@@ -180,6 +181,11 @@ class InstructionTuner(pl.LightningModule):
         if self.responder is None:
             raise ValueError("this tuner cannot answer: give InstructionTuner a responder, or use from_pretrained")
         return self.responder
+
+    def configure_model(self) -> None:
+        """Share the model among the processes if the strategy does."""
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and its schedule by optimizer step."""
@@ -211,11 +217,13 @@ class InstructionTuner(pl.LightningModule):
             group["lr"] = rate
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note how long the run was to be."""
+        """Note how long the run was to be, and go on with the same optimizer steps on any number of processes."""
         self._total_steps = checkpoint.get(TOTAL_STEPS)
+        keep_steps(self.trainer, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained parameters, with a frozen base the adapters alone, and how long the run is to be."""
         checkpoint[TOTAL_STEPS] = self._total_steps = self.trainer.estimated_stepping_batches
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["steps"] = steps_of(self.trainer)

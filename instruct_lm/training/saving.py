@@ -147,4 +147,4 @@ def between_steps(loop: dict[str, Any], trainer: pl.Trainer, batches: int) -> No
     loop["epoch_loop.batch_progress"]["is_last_batch"] = False
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step - middle
     loaders = loop["state_dict"].get("combined_loader", [])
-    loop["state_dict"]["combined_loader"] = [{**state, "done": batches} for state in loaders]
+    loop["state_dict"]["combined_loader"] = [{"steps": batches // trainer.accumulate_grad_batches} for _ in loaders]

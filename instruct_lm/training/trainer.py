@@ -11,16 +11,19 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError
+from instruct_lm.io import processes
 from instruct_lm.io.files import shown
 from instruct_lm.io.run_files import BEST, LAST, PREVIOUS
 from instruct_lm.training.callbacks import Patience, ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, Resumable
 from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.signals import StopSignals
+from instruct_lm.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ _HARMLESS = (
     ".*LeafSpec.*deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
+    ".*sync_dist=True.*",  # the module adds up the sums of all processes itself
 )
 
 
@@ -58,7 +62,8 @@ def make_trainer(
         step: The step from which a resumed run goes on. TensorBoard forgets what was logged after it, by a process that
             was killed before its next checkpoint.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message)
     settings, device, folder = config.trainer, config.device, config.folder
@@ -74,9 +79,14 @@ def make_trainer(
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
     log.info("device: %s; output: %s", accelerator, shown(folder))
     precision: Any = device.precision or default_precision(accelerator)
-    return pl.Trainer(
+    plugins: list[Any] = [AtomicCheckpointIO(run_id)]
+    if processes.is_launched():  # also within a job of a cluster's scheduler, which Lightning would ask
+        plugins.append(LightningEnvironment())
+    trainer = pl.Trainer(
         accelerator=accelerator,
-        **device.model_dump(include={"devices", "num_nodes", "strategy"}),
+        devices=device.devices,
+        num_nodes=device.num_nodes,
+        strategy=make_strategy(device.strategy, processes.world_size()),
         precision=precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
@@ -85,13 +95,16 @@ def make_trainer(
         log_every_n_steps=settings.log_interval,
         logger=logger,
         callbacks=[*callbacks, *own, *([TQDMProgressBar()] if settings.progress else [])],
-        plugins=[AtomicCheckpointIO(run_id)],
+        plugins=plugins,
         enable_checkpointing=False,  # by Lightning's own callback
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares out the rows itself
         enable_model_summary=False,
         enable_progress_bar=settings.progress,
     )
+    # Lightning's own handler of SIGTERM speaks to the other processes at once, which may be elsewhere: it would hang.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def check_limits(config: TrainConfig, checkpoint: Resumable) -> None:

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.data.datamodule import InstructionDataModule
-from instruct_lm.data.sampling import StepSampler
+from instruct_lm.data.sampling import MicroBatch, StepSampler
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 
@@ -23,20 +23,19 @@ def samplers(n: int, world_size: int, **settings: object) -> list[StepSampler]:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 8), st.integers(1, 4), st.integers(1, 3), st.booleans())
-@example(n=3, batch_size=1, accumulate=2, world_size=2, group=False)  # two rows and one, not two micro-batches each
+@example(n=3, batch_size=1, accumulate=2, world_size=2, group=False)  # the second process has no row for its second
+@example(n=1, batch_size=1, accumulate=1, world_size=3, group=False)
 def test_every_row_is_seen_once_and_every_step_knows_its_weight(
     n: int, batch_size: int, accumulate: int, world_size: int, group: bool
 ) -> None:
-    if n < world_size:
-        return
     settings = {"batch_size": batch_size, "accumulate": accumulate, "group_by_length": group}
     ranks = [list(sampler) for sampler in samplers(n, world_size, **settings)]
     assert {len(rank) for rank in ranks} == {len(samplers(n, world_size, **settings)[0])}
-    assert sorted(row for rank in ranks for micro in rank for row in micro.rows) == list(range(n))
+    assert sorted(row for rank in ranks for micro in rank if not micro.idle for row in micro.rows) == list(range(n))
     for start in range(0, len(ranks[0]), accumulate):  # as Lightning counts: the last step may have fewer
         step = [micro for rank in ranks for micro in rank[start : start + accumulate]]
-        weight = sum(row + 1.0 for micro in step for row in micro.rows)
-        assert all(micro.rows for micro in step)
+        weight = sum(row + 1.0 for micro in step if not micro.idle for row in micro.rows)
+        assert all(0 < len(micro.rows) <= batch_size for micro in step)
         assert [micro.step_weight for micro in step] == [weight] * len(step)
 
 
@@ -92,9 +91,27 @@ def test_a_step_without_weight_names_its_rows() -> None:
         next(iter(sampler))
 
 
-def test_fewer_rows_than_processes_are_an_error() -> None:
-    with pytest.raises(InputError, match="2 entries are too few for 3 processes"):
-        samplers(2, 3, batch_size=1)
+@pytest.mark.parametrize(("n", "step_size", "batch_size"), [(40, 8, 8), (41, 8, 3), (9, 4, 1), (3, 8, 2)])
+def test_steps_keep_their_rows_on_any_number_of_processes(n: int, step_size: int, batch_size: int) -> None:
+    planned = []
+    for world_size in (1, 2, 3, 4):
+        ranks = samplers(n, world_size, batch_size=batch_size, step_size=step_size, seed=3)
+        every, done = ranks[0].accumulate, [list(rank) for rank in ranks]
+        assert every == -(-step_size // (batch_size * world_size))
+        steps = [[m for micros in done for m in micros[i : i + every]] for i in range(0, len(done[0]), every)]
+        planned.append([(sorted(r for m in s if not m.idle for r in m.rows), s[0].step_weight) for s in steps])
+    assert planned[0] == planned[1] == planned[2] == planned[3]
+
+
+def test_an_idle_micro_batch_counts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(entries(20)))
+    data = data_module(path)
+    data.setup()
+    batch = data.encoded["train"][MicroBatch([2], 5.0, idle=True)]
+    assert batch.input_ids.numel() > 0
+    assert batch.weights.sum() == batch.response_weights.sum() == 0
+    assert batch.step_weight == 5.0
 
 
 def entries(n: int) -> list[dict[str, str]]:
@@ -126,7 +143,7 @@ def test_the_loader_keeps_its_place(tmp_path: Path) -> None:
     data.setup()
     loader = data.train_dataloader()
     whole = [batch.entries for batch in loader]
-    assert loader.state_dict() == {"done": 0}  # the epoch is over
+    assert loader.state_dict() == {"steps": 0}  # the epoch is over
     batches = iter(loader)
     for _ in range(3):
         next(batches)

@@ -1,0 +1,84 @@
+"""The processes of a command: which one this is, who started it, and the signals that end it; needs no torch."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from instruct_lm.errors import StoppedError
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+"""Ctrl-C, the end of a job, of a terminal, and a scheduler's warning; Windows lacks the last two."""
+
+LAUNCHED = "INSTRUCT_LM_LAUNCHED"
+"""Set in processes that `instruct_lm.commands.launch` has started."""
+
+_OWN = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", LAUNCHED),
+)
+
+
+def is_launched() -> bool:
+    """Whether a command of this project has started this process as one of several."""
+    return LAUNCHED in os.environ
+
+
+def launcher() -> str | None:
+    """The program that started this process as one of several: ``torchrun``, ``srun`` or, if this project, ``own``."""
+    if is_launched():
+        return "own"
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        return "torchrun"
+    if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ:  # a batch script has no step
+        return "srun"
+    return None
+
+
+def rank() -> int:
+    """The number of this process among those of its command, from 0."""
+    kind = launcher()
+    return int(os.environ["SLURM_PROCID" if kind == "srun" else "RANK"]) if kind else 0
+
+
+def world_size() -> int:
+    """The number of processes of this command."""
+    kind = launcher()
+    return int(os.environ["SLURM_NTASKS" if kind == "srun" else "WORLD_SIZE"]) if kind else 1
+
+
+def local_world_size() -> int:
+    """The number of them on this machine, as torchrun tells it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment for another command, which is not one of these processes."""
+    return {name: value for name, value in os.environ.items() if name not in _OWN and "TORCHELASTIC" not in name}
+
+
+def signal_name(number: int) -> str:
+    """`SIGTERM` for 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Turn each of `SIGNALS` into a `StoppedError` where it comes; what was there before is restored at the end.
+
+    Raises:
+        StoppedError: A signal came.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError(f"Stopped by {signal_name(number)}.", number)
+
+    with ExitStack() as handlers:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: the terminal's end is not the run's
+                handlers.callback(signal.signal, number, signal.signal(number, stop))
+        yield

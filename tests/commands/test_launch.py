@@ -1,0 +1,104 @@
+"""Several processes of a command: what is refused, and how their ends become one."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from instruct_lm.commands import launch
+from instruct_lm.commands.runs import train_dir
+from instruct_lm.errors import InputError, RunError, StoppedError
+from instruct_lm.io import processes
+from tests.run_commands import typed
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "SLURM_NTASKS", processes.LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+
+
+def by_torchrun(monkeypatch: pytest.MonkeyPatch, number: int, here: int) -> None:
+    values = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": here, "RANK": 1}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["device.devices=2", "optimizer.in_backward=true"], ["in_backward", "device.devices=1"]),
+        (["device.devices=2", "device.strategy=fsdp2", "optimizer=adafactor"], ["adafactor", "device.strategy=ddp"]),
+        (["device.devices=2", "device.strategy=fsdp2", "device.precision=16-mixed"], ["16-mixed", "bf16-mixed"]),
+        (["device.num_nodes=2", "device.devices=3"], ["device.num_nodes=2", "torchrun --nnodes=2 --nproc-per-node=3"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_way_that_works(settings: list[str], words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        launch.check(typed("train", *settings))
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_one_process_may_do_all_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch.check(typed("train", "optimizer.in_backward=true"))
+    launch.check(typed("train", "device.strategy=fsdp2", "optimizer=adafactor"))
+    by_torchrun(monkeypatch, 4, 2)
+    launch.check(typed("train", "device.devices=2", "device.num_nodes=2"))
+    launch.check(typed("train", "device.devices=auto", "device.num_nodes=2"))
+
+
+def test_torchrun_and_the_configuration_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_torchrun(monkeypatch, 4, 2)
+    with pytest.raises(InputError, match=r"started 4 processes.*give device.devices=2 device.num_nodes=2"):
+        launch.check(typed("train"))
+    with pytest.raises(InputError, match="output_dir=<folder>"):
+        train_dir(None, None, "outputs/now")
+    with pytest.raises(InputError, match="one machine"):
+        launch.check_answering(typed("evaluate", "device.devices=2").device)
+
+
+def test_answers_are_not_sharded() -> None:
+    with pytest.raises(InputError, match="whole model"):
+        launch.check_answering(typed("evaluate", "device.strategy=fsdp2").device)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, number: int = 2) -> int:
+    """Runs a Python script as several processes; it knows its number as `rank`."""
+    script = folder / "script.py"
+    script.write_text(f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}\n")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setattr(launch, "GRACE", 1.0)
+    return launch.run_processes(number, folder)
+
+
+def test_the_ends_of_all_become_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write = "open(os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'] + os.environ['MASTER_ADDR'])"
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, tmp_path, write, 3) == 0
+    assert [Path(name).read_text() for name in "012"] == ["3127.0.0.1"] * 3
+    assert run(monkeypatch, tmp_path, f"sys.exit(2 if rank == 0 else {launch.LOST})") == 2
+    with pytest.raises(RunError, match=r"Process 1 of 2 was ended by SIGKILL"):
+        run(monkeypatch, tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)")
+    with pytest.raises(RunError, match=r"(?s)Process 1 of 2 ended with status 1:\nno such device"):
+        run(monkeypatch, tmp_path, f"sys.exit('no such device' if rank else {launch.LOST})")
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_reaches_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: int) -> None:
+    """The first process tells the one that started it, as a user or a scheduler would."""
+    code = (
+        "signal.signal(signal.SIGTERM, lambda n, f: sys.exit(128 + n))\nopen(f'ready{rank}', 'w')\n"
+        f"while not (os.path.exists('ready0') and os.path.exists('ready1')): time.sleep(0.01)\n"
+        f"if rank == {told}: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, tmp_path, code) == 128 + signal.SIGTERM
+
+
+def test_signals_become_errors_and_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError, match="SIGTERM") as stopped, processes.stopping():
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.status == 143
+    assert signal.getsignal(signal.SIGTERM) is before
