@@ -133,7 +133,7 @@ def resumed(config: TrainConfig, given: Iterable[str]) -> TrainConfig:
         given: Keys given on the command line: those in `RESUME_MAY_CHANGE` are taken, others must agree with the run.
 
     Raises:
-        InputError: Keys that contradict the run, no run to resume, or a complete run to go on with that kept no checkpoint.
+        InputError: Keys that contradict the run, no run to resume, or a complete run that kept no checkpoint.
     """
     remedy = f"Leave out what differs, or start a run in another output_dir. May change: {', '.join(RESUME_MAY_CHANGE)}"
     values = _merge(str(config.resume), config, given, RESUME_MAY_CHANGE, remedy)

@@ -57,9 +57,9 @@ class SaveLast(Callback):
     """Keeps a checkpoint with all that a resume needs, and the one before it.
 
     A checkpoint is written when an optimizer step with all that belongs to it is done: its values are logged, the
-    validation after it is over. So a resumed run repeats nothing that a checkpoint holds and leaves nothing out. This is
-    the case before the first micro-batch of the next step, which Lightning has begun to count, and at the end of an
-    epoch. `between_steps` makes both the same for Lightning.
+    validation after it is over. So a resumed run repeats nothing that a checkpoint holds and leaves nothing out. This
+    is so before the first micro-batch of the next step, which Lightning has begun to count, and at the end of an epoch.
+    `between_steps` makes both the same for Lightning.
 
     Args:
         path: Of the checkpoint.
