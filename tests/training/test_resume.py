@@ -3,7 +3,10 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instruct_lm.commands import build
+from instruct_lm.commands.endings import explained
 from instruct_lm.commands.runs import clear_dead_start
 from instruct_lm.config import TrainConfig
 from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.errors import RunError
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.run_files import BEST, PREVIOUS
 from instruct_lm.training.callbacks import Throughput
@@ -175,3 +180,40 @@ def test_a_ruined_state_is_never_kept(data_file: Path, tmp_path: Path, ruin: flo
     assert last.step == 5
     assert load_checkpoint(tmp_path / PREVIOUS)["global_step"] == 4
     assert load_checkpoint(tmp_path / BEST)["global_step"] == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte: a checkpoint has 80 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=False, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no right to mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(data_file: Path, small_disk: Path) -> None:
+    class Fill(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 5:
+                with suppress(OSError), (small_disk / "fill").open("wb", 0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+
+    config = tiny(data_file, small_disk / "run", "trainer.checkpoint_steps=2")
+    with (
+        pytest.raises(RunError, match=r"no room left(.|\n)*Kept: .*last\.ckpt of step 4(.|\n)*resume="),
+        explained(config),
+    ):
+        train(config, first=[Fill()])
+    (small_disk / "fill").unlink()
+    last = sound_checkpoint(config.folder)
+    assert last is not None
+    assert last.step == 4
+    assert train(config)["steps"] == 12
