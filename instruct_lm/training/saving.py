@@ -58,8 +58,8 @@ class SaveLast(Callback):
 
     A checkpoint is written when an optimizer step with all that belongs to it is done: its values are logged, the
     validation after it is over. So a resumed run repeats nothing that a checkpoint holds and leaves nothing out. This
-    is the case before the first micro-batch of the next step, which Lightning has begun to count, and at the end of an
-    epoch. `between_steps` makes both the same for Lightning.
+    is so before the first micro-batch of the next step, which Lightning has begun to count, and at the end of an epoch.
+    `between_steps` makes both the same for Lightning.
 
     Args:
         path: Of the checkpoint.

@@ -1,8 +1,12 @@
 """A run that is killed anywhere and resumed ends as one that nothing has disturbed: weights, curves and best weights."""
 
 import json
+import math
 import random
-from collections.abc import Sequence
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instruct_lm.commands import build
+from instruct_lm.commands.endings import explained
 from instruct_lm.commands.runs import clear_dead_start
 from instruct_lm.config import TrainConfig
 from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.errors import RunError
 from instruct_lm.io.fetcher import Fetcher
-from instruct_lm.io.run_files import BEST
+from instruct_lm.io.run_files import BEST, PREVIOUS
 from instruct_lm.training.callbacks import Throughput
-from instruct_lm.training.checkpoints import sound_checkpoint
-from instruct_lm.training.divergence import Divergence
+from instruct_lm.training.checkpoints import load_checkpoint, sound_checkpoint
+from instruct_lm.training.divergence import DivergedError, Divergence
 from instruct_lm.training.trainer import make_trainer
 from tests.run_commands import typed
 
@@ -148,3 +154,66 @@ def test_a_run_that_is_killed_anywhere_logs_every_value_once(
 )
 def test_kinds_of_runs_end_alike_when_they_are_killed(data_file: Path, tmp_path: Path, overrides: list[str]) -> None:
     assert killed_until_done(data_file, tmp_path, "trainer.checkpoint_steps=1", *overrides) > 0
+
+
+def test_patience_ends_a_run_and_its_count_is_kept(data_file: Path, tmp_path: Path) -> None:
+    settings = ["trainer.patience=2", "trainer.val_interval=0.16", "trainer.max_epochs=9", "optimizer.lr=1e-12"]
+    config = tiny(data_file, tmp_path, *settings)
+    ended = train(config)["steps"]  # such steps change no loss: the first validation is the best
+    assert ended == 3
+    assert train(config)["steps"] == 3  # a resumed run does not go on …
+    assert train(tiny(data_file, tmp_path, *settings[1:], "trainer.patience=5"))["steps"] == 6  # … but with more
+
+
+@pytest.mark.parametrize("ruin", [math.nan, 1e6])
+def test_a_ruined_state_is_never_kept(data_file: Path, tmp_path: Path, ruin: float) -> None:
+    class Ruin(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step == 6:  # the last of the epoch, after which a checkpoint and a validation are due
+                module.model.ln_f.weight.data[3] = ruin
+
+    config = tiny(data_file, tmp_path, "trainer.checkpoint_steps=1")
+    with pytest.raises(DivergedError, match=r"at step 6: .* The step's entries: \d+"):
+        train(config, last=[Ruin()])
+    last = sound_checkpoint(config.folder)
+    assert last is not None
+    assert last.step == 5
+    assert load_checkpoint(tmp_path / PREVIOUS)["global_step"] == 4
+    assert load_checkpoint(tmp_path / BEST)["global_step"] == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte: a checkpoint has 80 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=False, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no right to mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(data_file: Path, small_disk: Path) -> None:
+    class Fill(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 5:
+                with suppress(OSError), (small_disk / "fill").open("wb", 0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+
+    config = tiny(data_file, small_disk / "run", "trainer.checkpoint_steps=2")
+    with (
+        pytest.raises(RunError, match=r"no room left(.|\n)*Kept: .*last\.ckpt of step 4(.|\n)*resume="),
+        explained(config),
+    ):
+        train(config, first=[Fill()])
+    (small_disk / "fill").unlink()
+    last = sound_checkpoint(config.folder)
+    assert last is not None
+    assert last.step == 4
+    assert train(config)["steps"] == 12
