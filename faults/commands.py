@@ -149,6 +149,7 @@ def _run(script: str, args: tuple[str, ...], folder: str, output: str, limited: 
     for stream in (1, 2):
         os.dup2(file, stream)
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # a data loader's workers start as they do for a user
     if limited:
         _give_up_bypasses()
     path = ROOT / script

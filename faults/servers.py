@@ -126,6 +126,7 @@ def servers(options: Options) -> Iterator[Outcome]:
         yield from pool.map(lambda name: _download(name, whole, options), lies)
     if not (judges := [name for name in JUDGES if options.wants(f"servers:judge:{name}")]):
         return
+    shutil.rmtree(options.work / "judged", ignore_errors=True)
     run = Path(shutil.copytree(whole.folder, options.work / "judged"))
     must("evaluate.py", f"run={run}", f"cache_dir={whole.cache}", "offline=true", folder=options.work)
     answers = run / "evaluation" / "test" / "responses.json"
@@ -192,5 +193,7 @@ def _judgement(lie: str, answers: Path, right: Any) -> Outcome:
             seen = "other scores"
         server.behave = _judge
         again = _judged(answers, folder, server.url)
+    if lie.startswith("says") and again.refused:  # a judge that answered has answered: its verdict is kept
+        return Outcome("a judge that lies", name, not seen, None, seen)
     same = again.status == 0 and _scores(again, folder) == right
     return Outcome("a judge that lies", name, not seen, same, seen or ("" if same else f"then, honest: {again}"))
