@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from instruct_lm.commands import runs
+from instruct_lm.commands import jobs, runs, sweeps
 from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
 from instruct_lm.commands.exit_status import describe, drop_output
@@ -38,8 +39,8 @@ def hydra_command(
     """Give Hydra's entry to `main` and end the process with the exit status of what happened inside the `with` block.
 
     The entry composes `conf/<name>.yaml` from the command line and calls `main` with the typed configuration; in a
-    multirun for each job, of which the first that fails ends all. It is called inside the block rather than here, so
-    that a traceback shows as few frames as possible::
+    multirun for each job, one failure or more notwithstanding, in the processes that the launcher gives them. It is
+    called inside the block rather than here, so that a traceback shows as few frames as possible::
 
         with hydra_command("train", main) as run:
             run()
@@ -50,40 +51,35 @@ def hydra_command(
         conclude: Called with the folder of a multirun after its last job, if it is one with `evaluate=true`.
 
     Raises:
-        SystemExit: Always: 0 when all was done; 2 for bad input or configuration and 1 for anything else, after a
-            message on stderr.
+        SystemExit: Always: 0 when all was done; 2 for bad input or configuration, 128 + n after signal n, and 1 for
+            anything else, after a message on stderr.
     """
-    register()
+    sweep: list[sweeps.Sweep] = []  # the one that was begun
+    ended: BaseException | None = None
+    status, waiting = 0, ExitStack()
+
+    def on_multirun(master: DictConfig, folder: Path) -> None:
+        sweep[:] = [sweeps.plan(master, folder, f"{name}.py")]
+        waiting.enter_context(sweep[0].listening())
+
+    register(on_multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
-    status, sweep = 0, None
-
-    def job(cfg: DictConfig) -> None:
-        nonlocal status, sweep
-        hydra_cfg = HydraConfig.get()
-        multirun = hydra_cfg.mode == RunMode.MULTIRUN
-        try:
-            config = prepare(name, cfg)
-            status = max(status, main(config) or 0)
-        except (Exception, KeyboardInterrupt) as error:
-            status, message = describe(error)
-            if multirun:
-                task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
-                message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
-            log.error(message)
-            sys.exit(status)  # an Exception would wait in Hydra until all jobs have run
-        if multirun and getattr(config, "evaluate", False):
-            sweep = Path(hydra_cfg.sweep.dir)
-
     try:
         check_arguments(name)
         try:
-            yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+            with waiting:
+                yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Job(name, main))
         except BrokenPipeError:
             raise
-        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-            raise InputError(_explain(error)) from error
-        if conclude is not None and sweep is not None:
-            conclude(sweep)
+        except (Exception, SystemExit) as error:
+            if sweep:
+                ended = error
+            elif isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError)):
+                raise InputError(_explain(error)) from error
+            else:
+                raise
+        if sweep:
+            sweeps.conclude(sweep[0], ended, conclude)
         sys.stdout.flush()
     except BrokenPipeError:  # of --help | head
         drop_output()
@@ -94,15 +90,64 @@ def hydra_command(
     sys.exit(status)
 
 
-def register() -> None:
+@dataclass
+class Job:
+    """What Hydra calls for each job, here or in a launcher's process, where it arrives as a pickle.
+
+    Attributes:
+        name: One of `COMMANDS`.
+        main: As `hydra_command` takes it.
+    """
+
+    name: str
+    main: Callable[[Any], int | None]
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Do the job."""
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return jobs.run_one_of_many(lambda: self._work(cfg, True), cfg.get("fail_fast", False))
+        try:
+            status = self._work(cfg, False)
+        except (Exception, KeyboardInterrupt) as error:
+            status, message = describe(error)
+            log.error(message)
+        if status:
+            sys.exit(status)
+
+    def _work(self, cfg: DictConfig, sweep: bool) -> int:
+        config = prepare(self.name, cfg)
+        if sweep:
+            jobs.begin(config.folder, getattr(config, "resume", None) is not None)
+        return self.main(config) or 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, which lacks the functions that `conf/` calls."""
+        register()
+        self.__dict__.update(state)
+
+
+def register(on_multirun: Callable[[DictConfig, Path], None] = lambda master, folder: None) -> None:
     """Make the functions known that `conf/` calls.
 
     Cached: Hydra asks more than once, and the answer must not change when a run's folder fills.
+
+    Args:
+        on_multirun: Called with what Hydra composed for a multirun and with its folder, before it begins.
     """
+
+    begun: set[str] = set()
+
+    def planned(folder: str, *, _root_: DictConfig) -> str:
+        if _root_.hydra.mode == RunMode.MULTIRUN and folder not in begun:
+            begun.add(folder)
+            on_multirun(_root_, Path(folder).absolute())
+        return folder
+
+    OmegaConf.register_new_resolver("planned", planned, replace=True)  # OmegaConf caches none that takes _root_
     resolvers: dict[str, Any] = {
         "train_dir": runs.train_dir,
         "evaluate_dir": runs.evaluate_dir,
-        "first": lambda value, default: default if value is None else str(Path(value).expanduser()),
+        "sweep_dir": runs.sweep_dir,
         "file_name": runs.file_name,
         "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
         "help_keys": help_keys,
@@ -135,8 +180,6 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
-    if sweep and values.get("resume") is not None:
-        raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
     if sweep and name == "train" and runs.is_begun(folder):  # by an earlier call of the same sweep
         values["resume"], given = str(folder), list(values)
     if values.get("resume") is not None:
@@ -145,10 +188,6 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         config = runs.taken_from_run(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
-    device = getattr(config, "device", None)
-    if sweep and device and (device.devices, device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
-        devices = f"device.devices={device.devices} device.num_nodes={device.num_nodes}"
-        raise InputError(f"{devices}: each process would repeat the multirun. Use one device, single runs or torchrun.")
     if name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
         runs.save_config(config)
     return config

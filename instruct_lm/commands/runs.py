@@ -116,6 +116,11 @@ def evaluate_dir(output_dir: str | None, run: str | None, split: str, checkpoint
     return str(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"))
 
 
+def sweep_dir(output_dir: str | None, default: str) -> str:
+    """Return the folder of a multirun, in which each job has a folder of its own."""
+    return default if output_dir is None else str(Path(output_dir).expanduser())
+
+
 def file_name(text: object) -> str:
     """A text as part of a path: without special characters, and where it is cut with a hash of the whole."""
     name = re.sub(r"[^\w.+-]+", "-", str(text))

@@ -9,3 +9,5 @@ UNTUNED = "untuned"  # given instead of a checkpoint: the weights before trainin
 SUMMARY = "summary.json"  # written last, so a run that has it is complete
 BEFORE = "before.json"  # validation losses before the first step
 MADE_FROM = "made_from.json"  # hashes of the files that the run was made from
+JOB = "job.json"  # in the folder of a multirun's job: how its last try ended
+JOBS = "jobs.json"  # in the multirun's folder: its jobs
