@@ -25,6 +25,7 @@ from instruct_lm.config import COMMANDS, CommonConfig
 from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.run_files import CONFIG_FILE
+from instruct_lm.io.sweep_files import read_job, write_job
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def hydra_command(
     status, waiting = 0, ExitStack()
 
     def on_multirun(master: DictConfig, folder: Path) -> None:
-        sweep[:] = [sweeps.plan(master, folder, f"{name}.py")]
+        register()  # once is enough, and Hydra sends these functions to the launcher's processes
+        sweep.append(sweeps.plan(master, folder, f"{name}.py"))
         waiting.enter_context(sweep[0].listening())
 
     register(on_multirun)
@@ -92,7 +94,7 @@ def hydra_command(
 
 @dataclass
 class Job:
-    """What Hydra calls for each job, here or in a launcher's process, where it arrives as a pickle.
+    """What Hydra calls for each job, here or in a launcher's process, which gets it as a pickle.
 
     Attributes:
         name: One of `COMMANDS`.
@@ -118,12 +120,10 @@ class Job:
         config = prepare(self.name, cfg)
         if sweep:
             jobs.begin(config.folder, getattr(config, "resume", None) is not None)
-        return self.main(config) or 0
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in another process, which lacks the functions that `conf/` calls."""
-        register()
-        self.__dict__.update(state)
+        status = self.main(config) or 0
+        if not status and read_job(config.folder):  # also of one that is continued by itself
+            write_job(config.folder, "complete")
+        return status
 
 
 def register(on_multirun: Callable[[DictConfig, Path], None] = lambda master, folder: None) -> None:
@@ -135,11 +135,8 @@ def register(on_multirun: Callable[[DictConfig, Path], None] = lambda master, fo
         on_multirun: Called with what Hydra composed for a multirun and with its folder, before it begins.
     """
 
-    begun: set[str] = set()
-
     def planned(folder: str, *, _root_: DictConfig) -> str:
-        if _root_.hydra.mode == RunMode.MULTIRUN and folder not in begun:
-            begun.add(folder)
+        if _root_.hydra.mode == RunMode.MULTIRUN:
             on_multirun(_root_, Path(folder).absolute())
         return folder
 

@@ -67,7 +67,7 @@ def run_one_of_many(work: Callable[[], int], fail_fast: bool) -> None:
         if isinstance(error, KeyboardInterrupt):
             status = 128 + signal.SIGINT
     if not status:
-        return _record(folder, "complete")
+        return
     log.error("%s %s (%s):\n%s", name, "was stopped" if stopped else "failed", " ".join(task), message)
     _record(folder, "stopped" if stopped else "failed", status=status, message=message, overrides=task)
     if (fail_fast and not stopped) or (stopped and not own_process):

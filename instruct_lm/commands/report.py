@@ -10,6 +10,8 @@ from pathlib import Path
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import write_text
+from instruct_lm.io.run_files import JOBS
+from instruct_lm.io.sweep_files import unfinished_jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +45,8 @@ def write_report(
     from instruct_lm.report.text import markdown_report, terminal
 
     evaluations, waiting = collect(runs)
-    comparison = compare(evaluations, baselines)
+    unfinished = [job for run in runs if Path(run, JOBS).is_file() for job in unfinished_jobs(Path(run))]
+    comparison = compare(evaluations, baselines, unfinished)
     if waiting:
         commands = "\n".join(f"  python evaluate.py run={run}" for run in waiting)
         print(f"Left out, since they are not evaluated yet:\n{commands}", file=sys.stderr)
