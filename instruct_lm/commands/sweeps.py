@@ -100,9 +100,10 @@ def plan(master: DictConfig, folder: Path, program: str) -> Sweep:
         (folder / STOP).unlink(missing_ok=True)
     evaluate = any(config.get("evaluate", False) for config in composed)
     own_processes = has_own_processes(master.hydra)
-    if own_processes:  # where the package is not installed, they find it here
+    if own_processes:  # which find the package here where it is not installed
         paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # one of those that training answers; else USR2
     return Sweep(folder, jobs, evaluate, own_processes)
 
 

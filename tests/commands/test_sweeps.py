@@ -75,7 +75,7 @@ def test_a_failed_evaluation_says_how_to_go_on(command: Any, monkeypatch: pytest
     run = next(sweep(command).glob("0_*"))
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     with pytest.raises(
-        RunError, match=r"ended with status 1\. Go on .* with: python evaluate\.py run=\S+ checkpoint=best"
+        RunError, match=r"ended with status 1\. Go on with: python evaluate\.py run=\S+ checkpoint=best"
     ):
         sweeps.evaluate_run(run)
 
