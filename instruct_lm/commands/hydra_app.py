@@ -198,7 +198,10 @@ def _explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.filename:
         return f"output_dir: cannot make {error.filename} ({error.strerror}). Choose another output_dir."
-    return "\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None)
+    lines = [_first_line(each) for each in (error, error.__cause__) if each is not None]
+    if "hydra/launcher/" in lines[0]:
+        lines.append("joblib, submitit_local and submitit_slurm need: pip install 'instruct-lm[clusters]'")
+    return "\n".join(lines)
 
 
 def _first_line(text: object) -> str:

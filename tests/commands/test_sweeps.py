@@ -190,7 +190,7 @@ def test_jobs_never_share_a_folder(command: Any) -> None:
     for name in ("a.json", "b.json"):
         Path(name).write_text("[]")
     settings = ["experiment=masking", "prompt_loss_weight=0,1", "seed=1", "evaluate=false", "output_dir=sweep"]
-    status, _, seen = command("train", "-m", *settings, "data.source=a.json,b.json", "device.accelerator=cpu")
+    status, _, seen = command("train", "-m", *settings, "data.source=a.json,b.json")
     assert status == 0
     assert len({config.output_dir for config in seen}) == 4
     assert {Path(config.output_dir).name for config in seen} == {
@@ -236,7 +236,7 @@ def test_commands_for_several_devices_run_when_pasted(command: Any) -> None:
     assert [(status, config.seed, config.device.devices) for status, _, (config,) in runs] == [(0, 1, 2), (0, 2, 2)]
     folders = [Path(config.output_dir) for _, _, (config,) in runs]
     assert len(set(folders)) == 2
-    assert {folder.parent for folder in folders} == {Path("a b, c=d")}
+    assert {folder.parent for folder in folders} == {Path("a b, c=d").absolute()}
 
 
 def test_a_message_has_one_line_in_a_list() -> None:
@@ -244,3 +244,9 @@ def test_a_message_has_one_line_in_a_list() -> None:
     assert headline("\n Training diverged. \nLower it.") == "Training diverged."
     assert headline("Traceback (most recent call last):\n  File …\nKeyError: 1\n") == "KeyError: 1"
     assert headline("x" * 300) == "x" * 199 + "…"
+
+
+def test_a_launcher_that_is_not_installed_says_what_to_install(command: Any) -> None:
+    status, err, seen = command("train", "-m", "seed=1,2", "hydra/launcher=nonesuch")
+    assert (status, seen) == (2, [])
+    assert "pip install 'instruct-lm[clusters]'" in err
