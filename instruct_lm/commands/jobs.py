@@ -144,29 +144,30 @@ def _stopped_by(file: Path) -> Iterator[None]:
 def signals_stop(sweep: Path) -> Iterator[None]:
     """While a launcher's processes work: the first signal asks the jobs to stop, a second one kills them.
 
-    The signals are blocked, which child processes inherit, and a thread waits for them: launchers would answer an
-    exception by killing their processes at once, without a checkpoint.
+    An exception would not do: launchers answer it by killing their processes, without a checkpoint. The signals are
+    blocked too, which child processes inherit until their job begins, and a thread waits for those that stay blocked:
+    joblib unblocks some.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    ended = threading.Event()
+    asked, ended = threading.Event(), threading.Event()
+
+    def receive(number: int, frame: FrameType | None = None) -> None:
+        if asked.is_set():
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    process.kill()
+            os._exit(128 + number)
+        asked.set()
+        ask_to_stop(sweep, 128 + number)
+        print("\nStopping the jobs, each with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def wait() -> None:
-        asked = False
-        while True:
-            number = signal.sigwait(_SIGNALS)
-            if ended.is_set():
-                return
-            if asked:
-                for process in psutil.Process().children(recursive=True):
-                    with suppress(psutil.Error):
-                        process.kill()
-                os._exit(128 + number)
-            asked = True
-            ask_to_stop(sweep, 128 + number)
-            print("\nStopping the jobs, each with a checkpoint; once more to stop at once.", file=sys.stderr)
+        while (number := signal.sigwait(_SIGNALS)) and not ended.is_set():
+            receive(number)
 
+    old = {number: signal.signal(number, receive) for number in _SIGNALS}
     with _mask("SIG_BLOCK"):
         waiter = threading.Thread(target=wait, daemon=True)
         waiter.start()
@@ -176,6 +177,8 @@ def signals_stop(sweep: Path) -> Iterator[None]:
             ended.set()
             signal.pthread_kill(waiter.ident or 0, signal.SIGUSR1)  # wakes it
             waiter.join()
+            for number, handler in old.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
