@@ -6,9 +6,8 @@ module imports no torch.
 
 import contextlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -299,12 +298,3 @@ class ExportConfig(CommonConfig):
 COMMANDS: dict[str, type[CommonConfig]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
 PROGRAMS = {"train": "train.py", "evaluate": "evaluate.py", "export": "instruct_lm.export"}
 """What a user calls each command."""
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`; the value of `data.columns` stays whole."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        group = isinstance(value, Mapping) and prefix + name != "data.columns"
-        flat |= flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
-    return flat

@@ -48,7 +48,9 @@ def typed(name: str, *overrides: str) -> Any:
 def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """Gives a function that runs a command in `folder`: exit status, stderr, and what `main` was called with."""
 
-    def run(name: str, *args: str, main: Main = lambda config: None) -> tuple[int, str, list[Any]]:
+    def run(
+        name: str, *args: str, main: Main = lambda config: None, conclude: Callable[[Path], object] | None = None
+    ) -> tuple[int, str, list[Any]]:
         seen: list[Any] = []
 
         def recorded(config: Any) -> int | None:
@@ -56,7 +58,7 @@ def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             return main(config)
 
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
-        with pytest.raises(SystemExit) as ended, hydra_command(name, recorded) as job:
+        with pytest.raises(SystemExit) as ended, hydra_command(name, recorded, conclude) as job:
             job()
         return ended.value.code, capsys.readouterr().err, seen  # type: ignore[return-value]
 

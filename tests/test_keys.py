@@ -29,13 +29,14 @@ from instruct_lm.commands import build
 from instruct_lm.commands.check_config import all_keys
 from instruct_lm.commands.export import main as export
 from instruct_lm.commands.runs import save_config
-from instruct_lm.config import COMMANDS, flatten
+from instruct_lm.config import COMMANDS
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation import scoring
 from instruct_lm.evaluation.responses import RESPONSES
 from instruct_lm.export.huggingface import save_pretrained
+from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.files import sha256_of
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.report.settings import differing

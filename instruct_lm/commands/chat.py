@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.errors import InputError
+from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.run_files import UNTUNED
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load(options: argparse.Namespace) -> Responder:
     from instruct_lm.commands.check_config import make_config, nest
     from instruct_lm.commands.origins import check_origin
     from instruct_lm.commands.runs import checkpoint_path, find_run, load_run_config
-    from instruct_lm.config import TrainConfig, flatten
+    from instruct_lm.config import TrainConfig
 
     values = flatten(load_run_config(options.run).model_dump()) | {"device.devices": 1, "device.precision": None}
     checkpoint = None if options.checkpoint == UNTUNED else checkpoint_path(options.run, options.checkpoint)

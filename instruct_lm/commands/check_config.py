@@ -10,9 +10,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from instruct_lm.config import COMMANDS, OPEN, PROGRAMS, CommonConfig, Group, flatten
+from instruct_lm.config import COMMANDS, OPEN, PROGRAMS, CommonConfig, Group
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.questions import read_question
+from instruct_lm.io.conf_files import flatten
 
 AnyConfig = TypeVar("AnyConfig", bound=CommonConfig)
 Values = Mapping[str, Any]

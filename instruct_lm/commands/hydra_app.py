@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from instruct_lm.commands import runs
+from instruct_lm.commands import folders, jobs, runs, sweeps
 from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
 from instruct_lm.commands.exit_status import TerminatedError, describe, drop_output, ended_by_signals
 from instruct_lm.commands.pasting import command
 from instruct_lm.config import COMMANDS, CommonConfig
 from instruct_lm.errors import InputError, RunError, guard_logs
+from instruct_lm.io import processes
 from instruct_lm.io.conf_files import CONF
-from instruct_lm.io.locks import is_first_process, own, release
+from instruct_lm.io.locks import own, release
 from instruct_lm.io.run_files import CONFIG_FILE, LAST
+from instruct_lm.io.sweep_files import read_job, write_job
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +44,8 @@ def hydra_command(
     """Give Hydra's entry to `main` and end the process with the exit status of what happened inside the `with` block.
 
     The entry composes `conf/<name>.yaml` from the command line and calls `main` with the typed configuration; in a
-    multirun for each job, of which the first that fails ends all. It is called inside the block rather than here, so
-    that a traceback shows as few frames as possible::
+    multirun for each job, one failure or more notwithstanding, in the processes that the launcher gives them. It is
+    called inside the block rather than here, so that a traceback shows as few frames as possible::
 
         with hydra_command("train", main) as run:
             run()
@@ -53,43 +56,38 @@ def hydra_command(
         conclude: Called with the folder of a multirun after its last job, if it is one with `evaluate=true`.
 
     Raises:
-        SystemExit: Always: 0 when all was done; 2 for bad input or configuration and 1 for anything else, after a
-            message on stderr.
+        SystemExit: Always: 0 when all was done; 2 for bad input or configuration, 128 + n after signal n, and 1 for
+            anything else, after a message on stderr.
     """
     guard_logs()
     logging.raiseExceptions = False  # a log file on a full disk must not hide the message on the terminal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
-    status, sweep = 0, None
+    sweep: list[sweeps.Sweep] = []  # the one that was begun
+    ended: BaseException | None = None
+    status, waiting = 0, ExitStack()
 
-    def job(cfg: DictConfig) -> None:
-        nonlocal status, sweep
-        hydra_cfg = HydraConfig.get()
-        multirun = hydra_cfg.mode == RunMode.MULTIRUN
-        try:
-            config = prepare(name, cfg)
-            status = max(status, main(config) or 0)
-        except (Exception, KeyboardInterrupt, TerminatedError) as error:
-            status, message = describe(error, *_way_on(Path(hydra_cfg.runtime.output_dir)))
-            if multirun:
-                task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)
-                message = f"Job {hydra_cfg.job.num} of the multirun failed ({' '.join(task)}):\n{message}"
-            log.error(message)
-            sys.exit(status)  # an Exception would wait in Hydra until all jobs have run
-        if multirun and getattr(config, "evaluate", False):
-            sweep = Path(hydra_cfg.sweep.dir)
+    def on_multirun(master: DictConfig, folder: Path) -> None:
+        register()  # once is enough, and Hydra sends these functions to the launcher's processes
+        sweep.append(sweeps.plan(master, folder, f"{name}.py"))
+        waiting.enter_context(sweep[0].listening())
 
     try:
-        register(start=check_arguments(name))
-        with nullcontext() if name == "train" else ended_by_signals():  # training has an answer of its own
-            try:
-                yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
-            except BrokenPipeError:
-                raise
-            except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        register(start=check_arguments(name), on_multirun=on_multirun)
+        try:
+            with waiting, nullcontext() if name == "train" else ended_by_signals():  # training answers by itself
+                yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Job(name, main))
+        except BrokenPipeError:
+            raise
+        except (Exception, SystemExit) as error:
+            if sweep:
+                ended = error
+            elif isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError)):
                 raise _explained(error) from error
-            if conclude is not None and sweep is not None:
-                conclude(sweep)
-            sys.stdout.flush()
+            else:
+                raise
+        if sweep:
+            sweeps.conclude(sweep[0], ended, conclude)
+        sys.stdout.flush()
     except BrokenPipeError:  # of --help | head
         drop_output()
         status = 1
@@ -101,19 +99,63 @@ def hydra_command(
     sys.exit(status)
 
 
-def register(start: bool = False) -> None:
+@dataclass
+class Job:
+    """What Hydra calls for each job, here or in a launcher's process, which gets it as a pickle.
+
+    Attributes:
+        name: One of `COMMANDS`.
+        main: As `hydra_command` takes it.
+    """
+
+    name: str
+    main: Callable[[Any], int | None]
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Do the job."""
+        hydra_cfg = HydraConfig.get()
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            return jobs.run_one_of_many(lambda: self._work(cfg, True), cfg.get("fail_fast", False))
+        try:
+            status = self._work(cfg, False)
+        except (Exception, KeyboardInterrupt, TerminatedError) as error:
+            status, message = describe(error, *_way_on(Path(hydra_cfg.runtime.output_dir)))
+            log.error(message)
+        if status:
+            sys.exit(status)
+
+    def _work(self, cfg: DictConfig, sweep: bool) -> int:
+        config = prepare(self.name, cfg)
+        if sweep:
+            jobs.begin(config.folder, getattr(config, "resume", None) is not None)
+        status = self.main(config) or 0
+        if not status and read_job(config.folder):  # also of one that is continued by itself
+            write_job(config.folder, "complete")
+        return status
+
+
+def register(
+    start: bool = False, on_multirun: Callable[[DictConfig, Path], None] = lambda master, folder: None
+) -> None:
     """Make the functions known that `conf/` calls.
 
     Args:
         start: Whether the command will run: then those that give its folder make this process the folder's owner.
-
+        on_multirun: Called with what Hydra composed for a multirun and with its folder, before it begins.
     """
+
+    def planned(folder: str, *, _root_: DictConfig) -> str:
+        if _root_.hydra.mode == RunMode.MULTIRUN:
+            on_multirun(_root_, Path(folder).absolute())
+        return folder
+
+    OmegaConf.register_new_resolver("planned", planned, replace=True)  # OmegaConf caches none that takes _root_
     # Cached: Hydra asks more than once, and the answer must not change when a run's folder fills.
     resolvers: dict[str, Any] = {
-        "train_dir": partial(runs.train_dir, start=start),
-        "evaluate_dir": partial(runs.evaluate_dir, start=start),
-        "sweep_dir": partial(runs.sweep_dir, start=start),
-        "file_name": runs.file_name,
+        "train_dir": partial(folders.train_dir, start=start),
+        "evaluate_dir": partial(folders.evaluate_dir, start=start),
+        "sweep_dir": partial(folders.sweep_dir, start=start),
+        "file_name": folders.file_name,
         "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
         "help_keys": help_keys,
     }
@@ -145,9 +187,7 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
-    if sweep and values.get("resume") is not None:
-        raise InputError(f"resume={values['resume']} continues one run: leave out -m (--multirun).")
-    if sweep and is_first_process():
+    if sweep and processes.is_first():
         own(folder)  # against a command that resumes this job alone
     if sweep and name == "train" and runs.is_begun(folder):  # by an earlier call of the same sweep
         values["resume"], given = str(folder), list(values)
@@ -157,10 +197,6 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         config = runs.taken_from_run(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
-    device = getattr(config, "device", None)
-    if sweep and device and (device.devices, device.num_nodes) != (1, 1) and "LOCAL_RANK" not in os.environ:
-        devices = f"device.devices={device.devices} device.num_nodes={device.num_nodes}"
-        raise InputError(f"{devices}: each process would repeat the multirun. Use one device, single runs or torchrun.")
     if name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
         runs.save_config(config)
     return config
@@ -184,7 +220,10 @@ def _explained(error: BaseException) -> Exception:
             place = f"output_dir: cannot make {error.filename}"
             return InputError(f"{place} ({error.strerror}). Choose another output_dir.")
         return error
-    return InputError("\n".join(_first_line(each) for each in (error, error.__cause__) if each is not None))
+    lines = [_first_line(each) for each in (error, error.__cause__) if each is not None]
+    if "hydra/launcher/" in lines[0]:
+        lines.append("joblib, submitit_local and submitit_slurm need: pip install 'instruct-lm[clusters]'")
+    return InputError("\n".join(lines))
 
 
 def _first_line(text: object) -> str:

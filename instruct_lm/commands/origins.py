@@ -12,10 +12,10 @@ from typing import Any
 from instruct_lm import __version__
 from instruct_lm.config import BUILT_IN, CommonConfig, DataCommandConfig, TrainConfig
 from instruct_lm.errors import InputError
+from instruct_lm.io import processes
 from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.files import content_hash, shown
-from instruct_lm.io.locks import is_first_process
 from instruct_lm.io.records import read_record, write_record
 from instruct_lm.io.run_files import MADE_FROM
 
@@ -36,7 +36,7 @@ def record_origin(config: TrainConfig, fetcher: Fetcher) -> None:
     `content_hash`; null for none and for what comes with the package), `versions`, and `git`: commit and whether files
     differed from it, or null outside a clone.
     """
-    if not is_first_process():
+    if not processes.is_first():
         return
     if config.resume is not None:
         check_origin(config.folder, config, fetcher, weights=config.lora.rank > 0)

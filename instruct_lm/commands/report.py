@@ -12,6 +12,8 @@ from instruct_lm.commands.own_files import check_output_file
 from instruct_lm.commands.pasting import command
 from instruct_lm.errors import InputError, visible
 from instruct_lm.io.files import write_text
+from instruct_lm.io.run_files import JOBS
+from instruct_lm.io.sweep_files import unfinished_jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +54,8 @@ def write_report(
     except NotEvaluatedError as error:
         way = command("evaluate.py", run=error.run)
         raise InputError(f"{error.folder} holds no evaluation. Make one: {way}") from error
-    comparison = compare(evaluations, baselines)
+    unfinished = [job for run in runs if Path(run, JOBS).is_file() for job in unfinished_jobs(Path(run))]
+    comparison = compare(evaluations, baselines, unfinished)
     if waiting:
         commands = "\n".join(f"  {command('evaluate.py', run=run)}" for run in waiting)
         print(visible(f"Left out, since they are not evaluated yet:\n{commands}"), file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Evaluation after training with `evaluate=true`, and after a multirun the report that compares its runs."""
+"""A multirun as a whole: its jobs and their folders before it begins, its failures and its report when it has ended.
+
+All of it happens in the process that the user has started; `jobs.py` is what each job does in its own.
+"""
 
 import gc
 import logging
@@ -6,21 +9,191 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from instruct_lm.commands.runs import SPLIT_KEYS, load_run_config
-from instruct_lm.errors import RunError
+from instruct_lm.commands.jobs import STOP, has_own_processes, signals_stop
+from instruct_lm.commands.pasting import command, override
+from instruct_lm.commands.runs import SPLIT_KEYS, evaluation_is_current, load_run_config
+from instruct_lm.errors import InputError, RunError, StoppedError
+from instruct_lm.io import processes
+from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.files import shown
 from instruct_lm.io.processes import plain_environment
-from instruct_lm.io.run_files import BEST, CONFIG_FILE, SUMMARY, UNTUNED
+from instruct_lm.io.records import read_record
+from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
+from instruct_lm.io.sweep_files import unfinished_jobs, write_jobs
 
 log = logging.getLogger(__name__)
 
-COMMAND = Path(__file__).resolve().parents[2] / "evaluate.py"
+COMMAND = CONF.parent / "evaluate.py"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A multirun that is about to begin.
+
+    Attributes:
+        folder: Where each job has a folder.
+        jobs: Name of its folder → its overrides.
+        evaluate: Whether a report is to follow.
+        own_processes: Whether a launcher runs each job in a process of its own.
+    """
+
+    folder: Path
+    jobs: Mapping[str, Sequence[str]]
+    evaluate: bool
+    own_processes: bool
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Signals stop its jobs, wherever they run."""
+        return signals_stop(self.folder) if self.own_processes else nullcontext()
+
+
+def plan(master: DictConfig, folder: Path, program: str) -> Sweep:
+    """List the jobs of a multirun and record them in its folder.
+
+    Args:
+        master: What Hydra composed without the values that differ; its hydra section may be changed.
+        folder: The multirun's.
+        program: Such as `train.py`.
+
+    Raises:
+        InputError: A multirun that cannot be run as it is: the message says what to do instead.
+    """
+    if not master.hydra.sweeper["_target_"].endswith(".BasicSweeper"):
+        raise InputError("hydra/sweeper: these commands sweep over values that are listed. Leave hydra/sweeper out.")
+    overrides = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(loader).parse_overrides([*overrides, *master.hydra.overrides.task])
+    (batch,) = BasicSweeper.split_arguments(parsed, None)
+    composed = _composed(master, batch)
+    _check(composed, batch, master.get("output_dir"), program, folder)
+    names = [_folder_name(config) for config in composed]
+    if len({name.casefold() for name in names}) < len(names):
+        # Keys that are left out of names tell these jobs apart: from now on a key that differs is named.
+        swept = {
+            override.split("=")[0] for job in batch for override in job if not all(override in each for each in batch)
+        }
+        left_out = "hydra.job.config.override_dirname.exclude_keys"
+        kept = [key for key in OmegaConf.select(master, left_out) if key not in swept]
+        with read_write(master), open_dict(master):
+            master.hydra.overrides.hydra.append(f"{left_out}=[{','.join(kept)}]")
+        names = [_folder_name(config) for config in _composed(master, batch)]
+    for i, name in enumerate(names):
+        if (first := [each.casefold() for each in names].index(name.casefold())) < i:
+            raise InputError(
+                f"Jobs {first} and {i} ({' '.join(batch[i])}) would share the folder {name}. Leave out what is given "
+                "twice, or number the folders: 'hydra.sweep.subdir=${hydra.job.num}'."
+            )
+    jobs = dict(zip(names, batch, strict=True))
+    if processes.is_first():
+        write_jobs(folder, jobs)
+        (folder / STOP).unlink(missing_ok=True)
+    evaluate = any(config.get("evaluate", False) for config in composed)
+    own_processes = has_own_processes(master.hydra)
+    if own_processes:  # which find the package here where it is not installed
+        paths = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # one of those that training answers; else USR2
+    return Sweep(folder, jobs, evaluate, own_processes)
+
+
+def _composed(master: DictConfig, batch: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The configuration of each job, as a launcher will compose it."""
+    loader, configs = GlobalHydra.instance().config_loader(), []
+    for number, overrides in enumerate(batch):
+        config = loader.load_sweep_config(master, list(overrides))
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        configs.append(config)
+    return configs
+
+
+def _folder_name(config: DictConfig) -> str:
+    """The name of a job's folder; `${hydra:…}` in it is resolved as Hydra will."""
+    instance = HydraConfig.instance()
+    before, instance.cfg = instance.cfg, None
+    try:
+        instance.set_config(config)
+        return str(config.hydra.sweep.subdir)
+    finally:
+        instance.cfg = before
+
+
+def _check(
+    composed: Sequence[DictConfig], batch: Sequence[Sequence[str]], output_dir: str | None, program: str, folder: Path
+) -> None:
+    """Raise an InputError for what no multirun can do."""
+    for config in composed:
+        if config.get("output_dir") != output_dir:
+            raise InputError(
+                f"output_dir={config.get('output_dir')} differs between the jobs. Give one: it is the multirun's "
+                "folder, in which each job has a folder of its own."
+            )
+        if config.get("resume") is not None:
+            raise InputError(f"resume={config.resume} continues one run: leave out -m (--multirun).")
+    several = [config.device for config in composed if "device" in config and _several(config.device)]
+    if several and "LOCAL_RANK" not in os.environ:
+        lines = []
+        for config, overrides in zip(composed, batch, strict=True):
+            given = [each for each in overrides if not each.startswith("output_dir=")]
+            given += ["hydra.mode=RUN"] if "experiment" in config else []  # which may be a multirun of itself
+            place = override("output_dir", folder / _folder_name(config))
+            lines.append(shlex.join(["python", program, *given, place]))
+        devices = f"device.devices={several[0].devices} device.num_nodes={several[0].num_nodes}"
+        raise InputError(
+            f"{devices}: each process of a job would repeat the multirun. Run the jobs by themselves:\n"
+            + "\n".join(lines)
+        )
+
+
+def _several(device: DictConfig) -> bool:
+    return (device.devices, device.num_nodes) != (1, 1)
+
+
+def conclude(sweep: Sweep, ended: BaseException | None, compare: Callable[[Path], object] | None) -> None:
+    """Say which jobs are not complete, as their folders have it, and make the report if one was asked for.
+
+    Args:
+        sweep: The multirun.
+        ended: What ended it early, if something did.
+        compare: Makes the report.
+
+    Raises:
+        InputError: Every job was refused.
+        RunError: Jobs are not complete, or the report cannot be made.
+        StoppedError: A signal has stopped the multirun.
+    """
+    if not processes.is_first():
+        return
+    stop = (read_record(sweep.folder / STOP) or {}).get("status")
+    (sweep.folder / STOP).unlink(missing_ok=True)
+    left = unfinished_jobs(sweep.folder)
+    for job in left:
+        log.error("%s: %s%s", shown(sweep.folder / job.name), job.words, f": {job.message}" if job.message else "")
+    again = "The same command tries again what failed, and does what is missing; it keeps what is complete."
+    message = f"{len(left)} of {len(sweep.jobs)} jobs are not complete. {again}"
+    if stop is not None and stop > 128:
+        raise StoppedError(f"The multirun was stopped: {message}", stop - 128)
+    if ended is not None and not isinstance(ended, SystemExit):
+        name = type(ended).__name__
+        raise RunError(f"The launcher has failed, and some jobs may still run.\n{name}: {ended}\n{message}") from ended
+    if stop is None and sweep.evaluate and compare is not None and len(left) < len(sweep.jobs):
+        compare(sweep.folder)
+    if left:
+        refused = all(job.status == 2 for job in left) and len(left) == len(sweep.jobs)
+        raise (InputError if refused else RunError)(message)
 
 
 def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
@@ -37,10 +210,7 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
         RunError: The evaluation failed; the message says how to go on.
     """
     folder = run / "evaluation" / ("test" if checkpoint == "best" else f"test-{checkpoint}")
-    done, weights = folder / SUMMARY, run / BEST
-    new_weights = checkpoint == "best" and weights.is_file()
-    up_to_date = done.is_file() and not (new_weights and weights.stat().st_mtime > done.stat().st_mtime)
-    if up_to_date or not _is_first_process():
+    if not processes.is_first() or evaluation_is_current(run, folder, checkpoint):
         return folder
     config = load_run_config(run)
     gc.collect()
@@ -48,15 +218,15 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
         from instruct_lm.fast.allocator import give_back_freed_memory
 
         give_back_freed_memory()
-    settings = [f"checkpoint={checkpoint}", f"device.accelerator={config.device.accelerator}"]
-    settings += [] if config.fast else ["fast=false"]
-    command = f"python evaluate.py {shlex.join([f'run={shown(run)}', *settings])}"
-    log.info("evaluating: %s", command)
-    quoted = QuotedString(str(run), Quote.single).with_quotes()  # Hydra then reads it as one text
-    arguments = [sys.executable, str(COMMAND), f"run={quoted}", *settings]
-    status = subprocess.run(arguments, env=plain_environment(), check=False).returncode
+    settings: dict[str, Any] = {"checkpoint": checkpoint, "device.accelerator": config.device.accelerator}
+    settings |= {} if config.fast else {"fast": False}
+    shown_command = command("evaluate.py", run=run, **settings)
+    log.info("evaluating: %s", shown_command)
+    arguments = [override(key, value) for key, value in {"run": str(run), **settings}.items()]
+    line = [sys.executable, str(COMMAND), *arguments]
+    status = subprocess.run(line, env=plain_environment(), check=False).returncode
     if status:
-        raise RunError(f"Evaluating {shown(run)} ended with status {status}. Go on with the sweep, or with: {command}")
+        raise RunError(f"Evaluating {shown(run)} ended with status {status}. Go on with: {shown_command}")
     return folder
 
 
@@ -71,11 +241,10 @@ def compare_runs(sweep: Path) -> None:
     """
     from instruct_lm.commands import report
 
-    if not _is_first_process():
+    if not processes.is_first():
         return
     first: dict[tuple[Any, ...], Path] = {}
-    for config_file in sorted(sweep.glob(f"*/{CONFIG_FILE}")):
-        run = config_file.parents[1]
+    for run in sorted(file.parent for file in sweep.glob(f"*/{SUMMARY}") if (file.parent / CONFIG_FILE).is_file()):
         config = load_run_config(run)
         settings = attrgetter("model", "prompt", "generation", "data.source", *SPLIT_KEYS)(config)
         first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
@@ -83,8 +252,3 @@ def compare_runs(sweep: Path) -> None:
     untuned = [f"{name}={evaluate_run(run, UNTUNED)}" for name, run in zip(names, first.values(), strict=True)]
     page = sweep / "report.html"
     report.write_report([*untuned, str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))
-
-
-def _is_first_process() -> bool:
-    """False in the other processes of a training on several devices."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))

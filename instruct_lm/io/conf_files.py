@@ -1,5 +1,6 @@
-"""The files in `conf/`, read without Hydra."""
+"""The files in `conf/`, read without Hydra, and dotted keys."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,12 @@ def _read_model(name: str) -> Any:
     own: Any = OmegaConf.load(CONF / "model" / f"{name}.yaml")
     parents = own.pop("defaults", ["_self_"])
     return OmegaConf.merge(*(own if parent == "_self_" else _read_model(parent) for parent in parents))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"limit": 5}}` → `{"data.limit": 5}`; the value of `data.columns` stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        group = isinstance(value, Mapping) and prefix + name != "data.columns"
+        flat |= flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
+    return flat

@@ -87,11 +87,6 @@ def release() -> None:
     _held.clear()
 
 
-def is_first_process() -> bool:
-    """False in the other processes of a training on several devices, which work in the folder of the first."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
 def _owned() -> dict[str, str]:
     return dict(json.loads(os.environ.get(_INHERITED, "{}")))
 

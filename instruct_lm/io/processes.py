@@ -42,6 +42,11 @@ def rank() -> int:
     return int(os.environ["SLURM_PROCID" if kind == "srun" else "RANK"]) if kind else 0
 
 
+def is_first() -> bool:
+    """False in all processes of a command but its first, also where something else has started them."""
+    return rank() == 0 and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
 def world_size() -> int:
     """The number of processes of this command."""
     kind = launcher()

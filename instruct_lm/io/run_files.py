@@ -13,3 +13,5 @@ MADE_FROM = "made_from.json"  # hashes of the files that the run was made from
 RESPONSES = "responses.json"  # the entries with the answers
 MADE_BY = "responses.made.json"  # what determined the answers
 SCORES = "scores.jsonl"  # a line for each entry
+JOB = "job.json"  # in the folder of a multirun's job: how its last try ended
+JOBS = "jobs.json"  # in the multirun's folder: its jobs

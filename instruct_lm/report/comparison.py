@@ -7,6 +7,7 @@ import numpy as np
 
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import Difference, holm, paired_difference
+from instruct_lm.io.sweep_files import Unfinished
 from instruct_lm.report.evaluations import METRICS, Evaluation
 from instruct_lm.report.settings import Setting, differing, group
 
@@ -68,11 +69,13 @@ class Comparison:
         settings: In the order given.
         keys: The configuration keys whose values differ.
         contrasts: Each setting compared with each baseline, a pair once.
+        unfinished: Jobs of the multiruns among them that are not complete.
     """
 
     settings: list[Setting]
     keys: list[str]
     contrasts: list[Contrast]
+    unfinished: Sequence[Unfinished] = ()
 
     @property
     def runs(self) -> list[Evaluation]:
@@ -91,12 +94,15 @@ class Comparison:
         return "chrf" if all(np.isnan(run.values["score"]).all() for run in self.runs) else "score"
 
 
-def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) -> Comparison:
+def compare(
+    evaluations: Sequence[Evaluation], baselines: Sequence[str] = (), unfinished: Sequence[Unfinished] = ()
+) -> Comparison:
     """Compare evaluations.
 
     Args:
         evaluations: One or more.
         baselines: Names of settings; none: the first setting and, if that is untuned, also the first trained one.
+        unfinished: Jobs that a report is to list beside them.
 
     Raises:
         InputError: A baseline of an unknown name.
@@ -114,7 +120,7 @@ def compare(evaluations: Sequence[Evaluation], baselines: Sequence[str] = ()) ->
     contrasts = []
     for i, baseline in enumerate(chosen):
         contrasts += _against(baseline, [setting for setting in settings if setting not in chosen[: i + 1]])
-    return Comparison(settings, keys, contrasts)
+    return Comparison(settings, keys, contrasts, unfinished)
 
 
 def signed(value: float) -> str:

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from instruct_lm.config import flatten
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.dataset import duplicates_between, read_conversations, split
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.responses import load_responses, made_by_of
 from instruct_lm.evaluation.score_file import read_scores
+from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.files import content_hash
 from instruct_lm.io.records import read_record
 from instruct_lm.io.run_files import CONFIG_FILE, RESPONSES, SCORES, SUMMARY, UNTUNED
+from instruct_lm.io.sweep_files import unfinished_jobs
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
 CURVES = ("train/loss", "val/loss", "val/response_loss")
@@ -121,8 +122,8 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             evaluated, or of a folder (a multirun) that holds such.
 
     Returns:
-        The evaluations, in the order given, those of a folder by their job numbers; and the runs of such folders that
-        are not evaluated yet.
+        The evaluations, in the order given, those of a folder by their job numbers; and the complete runs of such
+        folders that are not evaluated yet.
 
     Raises:
         InputError: A path that holds no complete evaluation; a NotEvaluatedError names the run to evaluate.
@@ -139,7 +140,8 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             continue
         inside = {p: _evaluation_folder(p) for p in sorted(filter(Path.is_dir, path.iterdir()), key=_job_order)}
         found = [folder for folder in inside.values() if folder]
-        runs = [p for p, folder in inside.items() if folder is None and (p / CONFIG_FILE).is_file()]
+        left = {job.name for job in unfinished_jobs(path)}
+        runs = [p for p, at in inside.items() if at is None and (p / CONFIG_FILE).is_file() and p.name not in left]
         if not found:
             raise NotEvaluatedError(path, (runs or [path])[0])
         if name:

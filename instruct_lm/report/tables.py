@@ -20,6 +20,7 @@ _DIFFERENCES_NOTE = (
     "number of rows (Holm). Entries needed: to show the difference seen at the 5% level, power 80%."
 )
 _SEEN_NOTE = "Same prompt, ignoring case and spacing; for an untuned model, by its configuration."
+_UNFINISHED_NOTE = "No other table counts them. The multirun's command, given again, does them and keeps the rest."
 _RUNS_NOTE = (
     "Losses per token, before → after training. The validation loss uses the run's own token weights; the response "
     "loss is the same measure for all runs. Minutes: of the training steps alone."
@@ -53,7 +54,12 @@ class Table:
 
 def all_tables(comparison: Comparison) -> list[Table]:
     """The tables that have a column besides the names, the scores first."""
-    first = [scores_table(comparison), *differences_tables(comparison), seen_table(comparison)]
+    first = [
+        scores_table(comparison),
+        unfinished_table(comparison),
+        *differences_tables(comparison),
+        seen_table(comparison),
+    ]
     tables = [*first, settings_table(comparison), runs_table(comparison), agreement_table(comparison)]
     return [table for table in tables if len(table.header) > 1]
 
@@ -76,6 +82,14 @@ def scores_table(comparison: Comparison) -> Table:
     if comparison.headline == "score":
         note += f" Score: 0 to 100, judge: {'; '.join(sorted({_judge(run) for run in comparison.runs}))}."
     return Table("Scores", rows, note)
+
+
+def unfinished_table(comparison: Comparison) -> Table:
+    """The jobs of a multirun that failed, were stopped or have not begun."""
+    rows = [
+        {"job": job.name, "what happened": job.words, "message": job.message or NONE} for job in comparison.unfinished
+    ]
+    return Table("Jobs that are not complete", rows, _UNFINISHED_NOTE)
 
 
 def differences_tables(comparison: Comparison) -> list[Table]:

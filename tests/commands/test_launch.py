@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.commands import launch
-from instruct_lm.commands.runs import train_dir
+from instruct_lm.commands.folders import train_dir
 from instruct_lm.errors import InputError, RunError, StoppedError
 from instruct_lm.io import processes
 from tests.run_commands import typed

@@ -1,5 +1,7 @@
-"""What follows a sweep: which evaluations are asked for, and what is said when one fails."""
+"""A sweep as a whole: its folders, what a job that fails or is stopped leaves, its repetition, its evaluation."""
 
+import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +10,11 @@ from typing import Any
 
 import pytest
 
+import train
 from instruct_lm.commands import report, sweeps
-from instruct_lm.errors import RunError
+from instruct_lm.commands.runs import limits
+from instruct_lm.errors import InputError, RunError, StoppedError
+from instruct_lm.io.sweep_files import headline, read_job, unfinished_jobs, write_job
 from tests.run_commands import commands
 
 
@@ -20,11 +25,20 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def sweep(command: Any, *args: str) -> Path:
-    """The folders of a sweep with seeds 1 and 2, nothing trained."""
+    """A complete sweep with seeds 1 and 2, nothing trained."""
     settings = ["model=gpt2-tiny", "data=sample", "seed=1,2", "output_dir=sweep"]
-    status, err, _ = command("train", "-m", *settings, *args)
+    status, err, _ = command("train", "-m", *settings, *args, main=leave_a_summary)
     assert status == 0, err
     return Path("sweep").resolve()
+
+
+def leave_a_summary(config: Any) -> None:
+    numbers = dict.fromkeys(("steps", "seconds", "train_seconds", "tokens_per_second", "peak_memory_gb"), 1)
+    train.summarise(config, {**numbers, "before": {}, "after": {}, "limits": limits(config)})
+
+
+def states(folder: Path) -> dict[str, Any]:
+    return {path.parent.name: read_job(path.parent).get("state") for path in sorted(folder.glob("*/job.json"))}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +78,7 @@ def test_a_failed_evaluation_says_how_to_go_on(command: Any, monkeypatch: pytest
     run = next(sweep(command).glob("0_*"))
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     with pytest.raises(
-        RunError, match=r"ended with status 1\. Go on .* with: python evaluate\.py run=\S+ checkpoint=best"
+        RunError, match=r"ended with status 1\. Go on with: python evaluate\.py run=\S+ checkpoint=best"
     ):
         sweeps.evaluate_run(run)
 
@@ -74,3 +88,165 @@ def test_other_processes_of_a_training_evaluate_nothing(command: Any, monkeypatc
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
     assert sweeps.evaluate_run(run) == run / "evaluation" / "test"
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_a_sweep_goes_on_after_failures_and_its_repetition_tries_them_again(command: Any, launcher: str) -> None:
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+
+    def main(config: Any) -> int:
+        if config.seed == 2:
+            raise RunError("Training diverged.\nLower it.")
+        if config.seed == 3:
+            raise KeyError("a bug")
+        leave_a_summary(config)
+        return int(config.seed == 4)  # left undone
+
+    args = ["train", "-m", "seed=1,2,3,4", "output_dir=sweep", "evaluate=true", f"hydra/launcher={launcher}"]
+    args += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    concluded: list[Path] = []
+    status, err, _ = command(*args, main=main, conclude=concluded.append)
+    folder = Path("sweep").absolute()
+    assert (status, concluded) == (1, [folder])
+    assert states(folder) == {"0_seed-1": "complete", "1_seed-2": "failed", "2_seed-3": "failed", "3_seed-4": "failed"}
+    assert "sweep/1_seed-2: failed with status 1: Training diverged.\n" in err
+    assert "sweep/2_seed-3: failed with status 1: KeyError: 'a bug'\n" in err
+    assert "3 of 4 jobs are not complete." in err
+    assert read_job(folder / "1_seed-2")["overrides"][0] == "seed=2"
+    if launcher == "basic":
+        assert "Job 2 of the multirun failed (seed=3 output_dir=sweep evaluate=True):\nTraceback" in err
+
+    status, err, _ = command(*args, main=leave_a_summary, conclude=concluded.append)
+    assert (status, concluded) == (0, [folder, folder])
+    assert set(states(folder).values()) == {"complete"}
+    assert unfinished_jobs(folder) == []
+    if launcher == "basic":
+        assert "This job failed before: Training diverged.\nIt is tried again from the start." in err
+
+
+def test_a_failure_of_all_jobs_for_bad_input_has_status_2_and_no_report(command: Any) -> None:
+    def main(config: Any) -> None:
+        raise InputError("no such file")
+
+    args = ["-m", "seed=1,2", "output_dir=sweep", "evaluate=true"]
+    status, err, seen = command("train", *args, main=main, conclude=lambda folder: pytest.fail("nothing to report"))
+    assert (status, len(seen)) == (2, 2)
+    assert "2 of 2 jobs are not complete" in err
+
+
+def test_fail_fast_ends_a_sweep_at_its_first_failure(command: Any) -> None:
+    def main(config: Any) -> None:
+        if config.seed == 2:
+            raise InputError("no")
+
+    args = ["train", "-m", "seed=1,2,3", "output_dir=sweep", "fail_fast=true"]
+    status, err, seen = command(*args, main=main)
+    assert (status, [config.seed for config in seen]) == (1, [1, 2])
+    assert "sweep/2_seed-3: not begun" in err
+    status, _, seen = command(*args)
+    assert (status, [config.seed for config in seen]) == (0, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"), [(StoppedError("Continue with …", signal.SIGTERM), 143), (KeyboardInterrupt(), 130)]
+)
+def test_a_signal_ends_a_sweep_and_no_other_job_begins(command: Any, stop: BaseException, expected: int) -> None:
+    def main(config: Any) -> None:
+        if config.seed == 2:
+            raise stop
+
+    status, err, seen = command(
+        "train", "-m", "seed=1,2,3", "output_dir=sweep", "evaluate=true", main=main, conclude=pytest.fail
+    )
+    assert (status, [config.seed for config in seen]) == (expected, [1, 2])
+    assert "Job 1 of the multirun was stopped (seed=2" in err
+    assert [job.words for job in unfinished_jobs(Path("sweep"))] == ["stopped", "not begun"]
+    assert command("train", "-m", "seed=1,2,3", "output_dir=sweep")[0] == 0
+
+
+def test_a_job_that_diverged_goes_on_from_its_last_checkpoint_and_says_so(command: Any) -> None:
+    def main(config: Any) -> None:
+        (config.folder / "checkpoints").mkdir(exist_ok=True)
+        (config.folder / "checkpoints" / "last.ckpt").touch()
+        if config.resume is None:
+            raise RunError("Training diverged.")
+
+    args = ["train", "-m", "model=gpt2-tiny", "seed=1", "output_dir=sweep"]
+    assert command(*args, main=main)[0] == 1
+    status, err, (config,) = command(*args, main=main)
+    assert (status, Path(config.resume)) == (0, config.folder)
+    assert "It goes on from its last checkpoint, where the same settings may fail the same way." in err
+
+
+def test_a_killed_job_counts_as_not_complete(command: Any) -> None:
+    folder = sweep(command)
+    run = next(folder.glob("1_*"))
+    write_job(run, "running")  # what a process that is killed leaves
+    assert [(job.name, job.words) for job in unfinished_jobs(folder)] == [(run.name, "killed, or still running")]
+
+
+def test_jobs_never_share_a_folder(command: Any) -> None:
+    for name in ("a.json", "b.json"):
+        Path(name).write_text("[]")
+    settings = ["experiment=masking", "prompt_loss_weight=0,1", "seed=1", "evaluate=false", "output_dir=sweep"]
+    status, _, seen = command("train", "-m", *settings, "data.source=a.json,b.json")
+    assert status == 0
+    assert len({config.output_dir for config in seen}) == 4
+    assert {Path(config.output_dir).name for config in seen} == {
+        f"data.source-{name}.json_prompt_loss_weight-{weight}_seed-1" for name in "ab" for weight in "01"
+    }
+    status, err, seen = command("train", "-m", *settings, "data.source=x/a,x-a")
+    assert (status, seen) == (2, [])
+    assert "Jobs 0 and 1" in err
+    remedy = "hydra.sweep.subdir=${hydra.job.num}"
+    assert f"'{remedy}'" in err
+    assert command("train", "-m", *settings, "data.source=x/a,x-a", remedy)[0] == 0
+
+
+def test_other_values_of_a_key_that_no_name_holds_are_refused(command: Any) -> None:
+    args = ["train", "-m", "model=gpt2-tiny", "seed=1,2", "output_dir=sweep"]
+    assert command(*args, "data.source=a.json", main=leave_a_summary)[0] == 0
+    status, err, seen = command(*args, "data.source=b.json")
+    assert (status, seen) == (2, [])
+    assert "data.source=a.json, not b.json" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["output_dir=a,b"], "output_dir=a differs between the jobs"),
+        (["resume=a", "seed=1,2"], "leave out -m"),
+        (["seed=1,1", "hydra.sweep.subdir=x"], "Jobs 0 and 1"),
+    ],
+)
+def test_what_no_sweep_can_do_is_refused_before_its_first_job(command: Any, args: list[str], part: str) -> None:
+    status, err, seen = command("train", "-m", *args)
+    assert (status, seen) == (2, [])
+    assert part in err
+    assert not list(Path().glob("**/.hydra"))
+
+
+def test_commands_for_several_devices_run_when_pasted(command: Any) -> None:
+    place = "output_dir='a b, c=d'"
+    status, err, seen = command("train", "-m", "seed=1,2", "device.devices=2", "experiment=demo", place)
+    assert (status, seen) == (2, [])
+    printed = [shlex.split(line) for line in err.splitlines() if line.startswith("python train.py ")]
+    runs = [command("train", *line[2:]) for line in printed]
+    assert [(status, config.seed, config.device.devices) for status, _, (config,) in runs] == [(0, 1, 2), (0, 2, 2)]
+    folders = [Path(config.output_dir) for _, _, (config,) in runs]
+    assert len(set(folders)) == 2
+    assert {folder.parent for folder in folders} == {Path("a b, c=d").absolute()}
+
+
+def test_a_message_has_one_line_in_a_list() -> None:
+    assert headline("") == ""
+    assert headline("\n Training diverged. \nLower it.") == "Training diverged."
+    assert headline("Traceback (most recent call last):\n  File …\nKeyError: 1\n") == "KeyError: 1"
+    assert headline("x" * 300) == "x" * 199 + "…"
+
+
+def test_a_launcher_that_is_not_installed_says_what_to_install(command: Any) -> None:
+    status, err, seen = command("train", "-m", "seed=1,2", "hydra/launcher=nonesuch")
+    assert (status, seen) == (2, [])
+    assert "pip install 'instruct-lm[clusters]'" in err

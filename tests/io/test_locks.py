@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.io import locks
+from instruct_lm.io import locks, processes
 
-HOLD = "import sys\nfrom pathlib import Path\nfrom instruct_lm.io import locks\n"
+HOLD = "import sys\nfrom pathlib import Path\nfrom instruct_lm.io import locks, processes\n"
 WAIT = "print('mine', flush=True)\nsys.stdin.read()\n"
 
 
@@ -73,7 +73,9 @@ def test_of_several_at_once_one_wins(tmp_path: Path) -> None:
 def test_what_a_process_starts_may_write_where_it_may(tmp_path: Path) -> None:
     locks.own(tmp_path / "sweep")
     name = locks.claim(str(tmp_path / "now"))
-    code = "locks.own(Path(sys.argv[1], 'sweep'))\nprint(locks.claim(sys.argv[1] + '/now'))\nprint(locks.is_first_process())"
+    code = (
+        "locks.own(Path(sys.argv[1], 'sweep'))\nprint(locks.claim(sys.argv[1] + '/now'))\nprint(processes.is_first())"
+    )
     done = holder(tmp_path, code).communicate()
     assert done[0].splitlines() == [name, "True"], done[1]
 
@@ -99,6 +101,6 @@ def test_a_disk_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK"])
 def test_other_processes_of_a_training_are_not_the_first(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    assert locks.is_first_process()
+    assert processes.is_first()
     monkeypatch.setenv(variable, "1")
-    assert not locks.is_first_process()
+    assert not processes.is_first()

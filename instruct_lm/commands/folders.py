@@ -1,0 +1,90 @@
+"""Where a command writes: the folders that `conf/` asks for, each with one owner."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from instruct_lm.commands.own_files import check_no_run
+from instruct_lm.commands.pasting import command
+from instruct_lm.commands.runs import find_run, is_begun
+from instruct_lm.errors import InputError
+from instruct_lm.io import processes
+from instruct_lm.io.locks import claim, own
+from instruct_lm.io.run_files import RESPONSES
+
+
+def train_dir(output_dir: str | None, resume: str | None, default: str, *, start: bool = True) -> str:
+    """Return the folder that a training run writes into.
+
+    Args:
+        output_dir: As given.
+        resume: As given.
+        default: Taken where neither is given; where it exists, a name of its own after it.
+        start: Whether the command will run, so that this process must own the folder; not for `--cfg` and the like.
+
+    Raises:
+        InputError: A folder to resume that holds no run, one to write into that holds other results already, or one
+            that another process owns.
+    """
+    if resume is not None:
+        run = find_run(resume)
+        if output_dir is not None and Path(output_dir).expanduser().resolve() != run:
+            raise InputError(f"resume={resume} goes on in its own folder: leave out output_dir={output_dir}.")
+        return _taken(run, start)
+    if output_dir is None:
+        if (kind := processes.launcher()) is not None:
+            raise InputError(f"{kind} starts processes that would each make a folder: give them output_dir=<folder>.")
+        return _claimed(default, start)
+    folder = Path(output_dir).expanduser()
+    check_no_run(folder, holds_run=False)
+    if (folder / RESPONSES).exists():
+        raise InputError(f"output_dir={output_dir} holds an evaluation: give another folder.")
+    taken = _taken(folder, start)  # first: a run in use may have a checkpoint, and is not to be continued
+    if is_begun(folder):
+        way = command("train.py", resume=folder)
+        raise InputError(f"output_dir={output_dir} holds a run. Delete it, or continue it with: {way}")
+    return taken
+
+
+def evaluate_dir(
+    output_dir: str | None, run: str | None, split: str, checkpoint: str, default: str, *, start: bool = True
+) -> str:
+    """Return the folder that an evaluation writes into: by default inside the run.
+
+    Raises:
+        InputError: `run` is no run folder, `output_dir` would be written over a run, or another process owns it.
+    """
+    if output_dir is not None:
+        check_no_run(Path(output_dir))
+        return _taken(Path(output_dir).expanduser(), start)
+    if run is None:
+        return _claimed(default, start)
+    return _taken(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"), start)
+
+
+def sweep_dir(output_dir: str | None, default: str, *, start: bool = True) -> str:
+    """Return the folder of a multirun, in which each job has a folder of its own.
+
+    Raises:
+        InputError: It is a run's own folder, or another process owns it.
+    """
+    if output_dir is None:
+        return _claimed(default, start)
+    check_no_run(Path(output_dir))
+    return _taken(Path(output_dir).expanduser(), start)
+
+
+def _taken(folder: Path, start: bool) -> str:
+    if start and processes.is_first():
+        own(folder)
+    return str(folder)
+
+
+def _claimed(default: str, start: bool) -> str:
+    return claim(default) if start and processes.is_first() else default
+
+
+def file_name(text: object) -> str:
+    """A text as part of a path: without special characters, and where it is cut with a hash of the whole."""
+    name = re.sub(r"[^\w.+-]+", "-", str(text))
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
