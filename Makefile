@@ -8,6 +8,9 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 # the index has this one with CUDA only: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
+# Processes that share the tests; each computes with one thread.
+WORKERS ?= 2
+
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -56,7 +59,7 @@ $(TUNED)/evaluation/test/summary.json: $(TUNED)/summary.json | $(RUN_DONE)
 	$(PY) evaluate.py run=$(TUNED)
 
 test: $(DEV_DONE) $(BOOK_DONE)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(DEV_DONE)
 	$(PY) -m ruff check
