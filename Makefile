@@ -49,10 +49,10 @@ $(UNTUNED)/summary.json: | $(RUN_DONE)
 	$(PY) evaluate.py model=smollm2-135m data=sample generation.max_new_tokens=64 output_dir=$(UNTUNED)
 
 $(TUNED)/summary.json: | $(RUN_DONE) $(UNTUNED)/summary.json
-	@if [ -f $(TUNED)/checkpoints/last.ckpt ]; then \
+	@if [ -f $(TUNED)/.hydra/config.yaml ]; then \
 		set -x; $(PY) train.py resume=$(TUNED); \
 	else \
-		set -x; rm -rf $(TUNED); $(PY) train.py experiment=demo output_dir=$(TUNED); \
+		set -x; $(PY) train.py experiment=demo output_dir=$(TUNED); \
 	fi
 
 $(TUNED)/evaluation/test/summary.json: $(TUNED)/summary.json | $(RUN_DONE)

@@ -40,7 +40,6 @@ from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.files import sha256_of
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.report.settings import differing
-from instruct_lm.training import trainer
 from tests.conftest import ROOT
 from tests.data.hub_tokenizers import train as train_tokenizer
 from tests.data.hub_tokenizers import write_folder
@@ -205,16 +204,6 @@ def training(*overrides: str) -> Any:
     }
 
 
-def launched(*overrides: str) -> Any:
-    """What Lightning is told of the devices, which it starts itself."""
-    folder = Path(PLACES["here"], next(FOLDERS))
-    values = config("train", *DATA, f"output_dir={folder}", *overrides)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.pl, "Trainer", lambda **options: options)
-        made: Any = trainer.make_trainer(values, "cpu", [])
-    return {name: made[name] for name in ("devices", "strategy", "num_nodes")}
-
-
 def judging(*overrides: str) -> Any:
     """What is sent to judges, with how much patience and how many at a time, and the files written."""
     seen: list[Any] = []
@@ -335,9 +324,9 @@ ACTS: dict[Callable[..., Any], list[str]] = {
         *("optimizer.in_backward=true", "trainer.max_epochs=1", "trainer.max_steps=2", "trainer.accumulate=2"),
         *("trainer.clip_norm=0.1", "trainer.val_interval=1", "trainer.log_interval=2", "trainer.progress=true"),
         *("trainer.activation_checkpointing=true", "trainer.keep_last=false", "evaluate=true", "model.name=other"),
-        "device.precision=bf16-mixed",
+        *("trainer.max_epochs=1 trainer.checkpoint_steps=1", "trainer.max_epochs=1 trainer.checkpoint_minutes=1e-9"),
+        *("optimizer.lr=0.1 trainer.patience=1", "device.precision=bf16-mixed"),
     ],
-    launched: ["device.devices=2", "device.devices=2 device.strategy=ddp", "device.devices=2 device.num_nodes=2"],
     answers: [
         *("generation.max_new_tokens=2", "generation.temperature=1", "generation.batch_size=2"),
         *("generation.temperature=2 generation.top_k=1", "generation.temperature=2 generation.top_p=0.1"),
@@ -357,6 +346,10 @@ ACTS: dict[Callable[..., Any], list[str]] = {
 
 ELSEWHERE = {
     "resume": "tests/test_end_to_end.py::test_an_interrupted_run_goes_on_to_the_same_end",
+    "fail_fast": "tests/commands/test_sweeps.py::test_fail_fast_ends_a_sweep_at_its_first_failure",
+    "device.devices": "tests/training/test_strategies.py::test_weights_optimizer_and_losses_are_those_of_one_process",
+    "device.strategy": "tests/training/test_strategies.py::test_weights_optimizer_and_losses_are_those_of_one_process",
+    "device.num_nodes": "tests/commands/test_launch.py::test_torchrun_and_the_configuration_must_agree",
     "device.accelerator": "tests/test_config.py::test_auto_takes_cuda_then_mps_then_cpu",
 }
 

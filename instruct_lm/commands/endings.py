@@ -49,7 +49,7 @@ def explained(config: TrainConfig) -> Iterator[None]:
             raise RunError(f"Another process of this run has ended.\n{_after_failure(config)}") from error
         if (failure := outside_failure(error)) is None:
             raise
-        raise RunError(f"Training failed: {failure}.\n{_after_failure(config)}") from error
+        raise RunError(f"{failure}\n{_after_failure(config)}") from error
     finally:
         threading.excepthook, logging.raiseExceptions = excepthook, complain
 

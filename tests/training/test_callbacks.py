@@ -13,6 +13,7 @@ from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.respond import Responder, Response
 from instruct_lm.training import callbacks
 from instruct_lm.training.callbacks import SampleResponses, Throughput, ValidateEvery
+from instruct_lm.training.module import InstructionTuner
 
 
 def test_samples_are_short_greedy_and_one_row_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,24 +26,25 @@ def test_samples_are_short_greedy_and_one_row_each(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Responder, "answer", answer)
     model = GPT(GPTConfig(vocab_size=257, block_size=300, n_layer=1, n_head=1, n_embd=8))
     responder = Responder(model, load_tokenizer("bytes"), ALPACA, 256, Sampling(temperature=1.0))
+    tuner = InstructionTuner(model, responder)
     turns = (Turn("system", "Be brief."), Turn("user", "Add.", "1, 2"), Turn("assistant", "3"))
     written: list[Any] = []
     logger = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *args: written.append(args)))
     trainer = SimpleNamespace(is_global_zero=True, sanity_checking=False, logger=logger, global_step=7)
     samples = SampleResponses([Conversation(turns), Conversation.of("Say x.", "", "x")])
-    samples.on_validation_end(trainer, SimpleNamespace(responder=responder))  # type: ignore[arg-type]
+    samples.on_validation_end(trainer, tuner)  # type: ignore[arg-type]
     assert written == [
         (
             "responses",
             "| instruction | reference | response |\n|---|---|---|\n"
             "| Be brief. Add. 1, 2 | 3 | a\\|0<br>b |\n| Say x. | x | a\\|1<br>b |",
-            7,
+            6,  # as the curves, whose first step is 0
         )
     ]
     assert [(each.max_new_tokens, each.sampling) for each in asked] == [(32, GREEDY)]
     for change in ({"is_global_zero": False}, {"sanity_checking": True}, {"logger": None}):
         other = SimpleNamespace(**{**vars(trainer), **change})
-        samples.on_validation_end(other, SimpleNamespace(responder=responder))  # type: ignore[arg-type]
+        samples.on_validation_end(other, tuner)  # type: ignore[arg-type]
     assert len(written) == 1
 
 
