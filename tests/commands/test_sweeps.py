@@ -34,7 +34,7 @@ def sweep(command: Any, *args: str) -> Path:
 
 def leave_a_summary(config: Any) -> None:
     numbers = dict.fromkeys(("steps", "seconds", "train_seconds", "tokens_per_second", "peak_memory_gb"), 1)
-    train.summarise(config, {**numbers, "before": {}, "after": {}, "limits": limits(config)})
+    train.summarise(config, {**numbers, "ended": "max_epochs", "before": {}, "after": {}, "limits": limits(config)})
 
 
 def states(folder: Path) -> dict[str, Any]:
