@@ -128,7 +128,7 @@ class DataConfig(Group):
     test_fraction: Fraction = Field(description="the next; the rest is the validation split")
     shuffle: bool = Field(description="true: shuffle by seed before the split")
     deduplicate: Similarity | None = Field(description="entries so similar to a held-out one are not trained on")
-    batch_size: Count = Field(description="examples of a process; a step has so many times accumulate times processes")
+    batch_size: Count = Field(description="examples of a process; of a step: times accumulate, times processes")
     max_length: Length | None = Field(description="tokens of an example; null: model.block_size")
     overlong: Literal["drop", "truncate_prompt", "truncate", "error"] = Field(description="for longer examples")
     layout: Literal["packed", "padded"] = Field(description="packed: the shared prefix once, no padding")

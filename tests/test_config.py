@@ -19,10 +19,9 @@ from instruct_lm.config import (
     ModelConfig,
     Target,
     TrainConfig,
-    flatten,
 )
 from instruct_lm.errors import InputError
-from instruct_lm.io.conf_files import CONF, model_config
+from instruct_lm.io.conf_files import CONF, flatten, model_config
 from tests.run_commands import composed, typed
 
 GROUPS = ("model", "data", "prompt", "device", "optimizer", "trainer", "lora", "generation", "judge", "experiment")

@@ -168,7 +168,7 @@ def _link(folder: Path) -> str:
         (lambda folder: ".", "is the current folder, or holds it, which cannot be replaced"),
         (lambda folder: "/proc", "is a mounted disk"),
         (lambda folder: "/proc/x", r"cannot make .*Give another folder"),
-        (lambda folder: str(make_run(folder / "run")), r"holds \.hydra, which no export wrote there"),
+        (lambda folder: str(make_run(folder / "run")), "holds a run, whose files would be replaced"),
     ],
     ids=["own files", "a note among an export", "file", "link", "here", "mount", "not writable", "run"],
 )

@@ -205,7 +205,7 @@ def test_missing_file_and_folder(tmp_path):
         list(read_records(tmp_path))
 
 
-@pytest.mark.parametrize("piece", [b"0 ", b'"', b"a,b\n", b"[],", b" "])
+@pytest.mark.parametrize("piece", [b"0 ", b'"', b"a,b\n", b" "])
 def test_a_file_that_unpacks_to_gigabytes_is_refused(read, piece, monkeypatch):
     monkeypatch.setattr(files, "_BOMB", 1 << 17)
     monkeypatch.setattr(files, "_CHUNK", 1 << 14)
