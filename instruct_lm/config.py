@@ -152,7 +152,7 @@ class DeviceConfig(Group):
     devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
     precision: Precision | None = Field(description="null: by the device; answers in 32-true")
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
-        description="of several processes: ddp (as auto), or fsdp2: each holds a part of the model"
+        description="of several processes; fsdp2: each holds a part of the model"
     )
     num_nodes: Count = Field(description="machines, by torchrun or srun")
 
