@@ -16,6 +16,7 @@ from pathlib import Path
 from faults.commands import ROOT
 from faults.damage import damage
 from faults.disk import disk
+from faults.files import files
 from faults.kills import kills
 from faults.options import Options
 from faults.outcomes import Outcome, Skipped, table
@@ -28,6 +29,7 @@ FAULTS: dict[str, Callable[[Options], Iterable[Outcome | Skipped]]] = {
     "damage": damage,
     "servers": servers,
     "owners": owners,
+    "files": files,
 }
 RESULTS = ROOT / "faults" / "results" / "table.md"
 _PLACE = re.compile(r"(<!-- last run -->\n).*(<!-- end of last run -->)", re.DOTALL)
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("faults", nargs="*", metavar="FAULT", help=f"{', '.join(FAULTS)}; default: all")
     add("--count", type=int, default=Options.count, help="SIGKILLs (default: %(default)s)")
+    add("--inputs", type=int, default=Options.inputs, help="hostile files (default: %(default)s)")
     add("--seed", type=int, default=Options.seed, help="of all that is random (default: %(default)s)")
     add("--only", default="", metavar="NAME", help="those whose names begin so, as a line on stderr gives them")
     add("--jobs", type=int, default=Options.jobs, help="commands at a time (default: %(default)s)")
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen.faults if name not in FAULTS]:
         parser.error(f"no fault {unknown[0]}: choose from {', '.join(FAULTS)}")
     work = Path(tempfile.mkdtemp(prefix="faults-", dir=chosen.work)).resolve()
-    options = Options(work, chosen.count, chosen.seed, chosen.only, chosen.jobs, chosen.keep)
+    options = Options(work, chosen.count, chosen.inputs, chosen.seed, chosen.only, chosen.jobs, chosen.keep)
 
     started = time.monotonic()
     outcomes = list(_tried([name for name in chosen.faults or FAULTS if options.wants(f"{name}:")], options))
@@ -99,9 +102,9 @@ def _heading(seconds: float, chosen: argparse.Namespace) -> str:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    more = [f"--count {chosen.count}"] * (chosen.count != Options.count) + [f"--only {chosen.only!r}"] * bool(
-        chosen.only
-    )
+    more = [f"--count {chosen.count}"] * (chosen.count != Options.count)
+    more += [f"--inputs {chosen.inputs}"] * (chosen.inputs != Options.inputs)
+    more += [f"--only {chosen.only!r}"] * bool(chosen.only)
     called = " ".join(["python -m faults", *chosen.faults, f"--seed {chosen.seed}", *more])
     return f"`{called}`, {time.strftime('%Y-%m-%d')}, commit {commit}, {machine}, {seconds / 60:.0f} minutes:"
 

@@ -23,10 +23,12 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict:
 
 
 def test_a_row_counts_what_was_tried_what_survived_and_what_ended_alike() -> None:
-    rows = table([GOOD, LOST, GOOD, DIFFERENT, REFUSED, Skipped("disk", "needs root")]).splitlines()
+    files = Outcome("files", "files:gguf", survived=True, times=9)
+    rows = table([files, GOOD, LOST, GOOD, DIFFERENT, REFUSED, Skipped("disk", "needs root")]).splitlines()
     assert rows[2:] == [
+        "| files | 9 | 9 | none to compare |",
         "| SIGKILL | 4 | 3 | 2 of 4 |",
-        "| damage | 1 | 1 | none: refused in words |",
+        "| damage | 1 | 1 | none to compare |",
         "| disk | skipped: needs root | | |",
     ]
 
