@@ -6,6 +6,7 @@ The status is 1 if a fault was not survived, or an end is not that of a run with
 import argparse
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,24 +56,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(work, chosen.count, chosen.inputs, chosen.seed, chosen.only, chosen.jobs, chosen.keep)
 
     started = time.monotonic()
-    outcomes = list(_tried([name for name in chosen.faults or FAULTS if options.wants(f"{name}:")], options))
-    if not outcomes:
+    outcomes: list[Outcome | Skipped] = []
+    stopped = False
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for outcome in _tried([name for name in chosen.faults or FAULTS if options.wants(f"{name}:")], options):
+            outcomes.append(outcome)
+    except KeyboardInterrupt:  # what was tried so far is worth its table
+        stopped = True
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    if not outcomes and not stopped:
         parser.error(f"--only {chosen.only}: there is no such fault")
     failed = [
         each for each in outcomes if isinstance(each, Outcome) and not (each.survived and each.identical is not False)
     ]
-    text = f"{_heading(time.monotonic() - started, chosen)}\n\n{table(outcomes)}\n"
+    text = f"{_heading(time.monotonic() - started, chosen)}{' stopped early.' * stopped}\n\n{table(outcomes)}\n"
     print(f"\n{text}")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text, encoding="utf-8")
-    if chosen.write is not None:
+    if chosen.write is not None and not stopped:
         page = chosen.write.read_text(encoding="utf-8")
         chosen.write.write_text(_PLACE.sub(lambda mark: f"{mark[1]}{text}{mark[2]}", page), encoding="utf-8")
     if failed:
         print(f"{len(failed)} faults were not survived, or not to the bit. What they left: {work}", file=sys.stderr)
     else:
         options.discard(work)
-    return int(bool(failed))
+    return 130 if stopped else int(bool(failed))
 
 
 def _tried(names: Iterable[str], options: Options) -> Iterator[Outcome | Skipped]:
