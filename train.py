@@ -12,7 +12,7 @@ from instruct_lm.commands.fetch import fetch_sources
 from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.origins import record_origin
 from instruct_lm.commands.pasting import command
-from instruct_lm.commands.runs import clear_dead_start, is_complete, limits, run_id, save_config
+from instruct_lm.commands.runs import clear_dead_start, has_kept, is_complete, limits, run_id, save_config
 from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
 from instruct_lm.io import processes
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def main(config: TrainConfig) -> int:
     """Build, train and summarise; evaluate the run if asked for."""
     launch.be_quiet()
-    if is_complete(config):
+    if is_complete(config) and has_kept(config):
         log.info("%s is complete; raise trainer.max_epochs or max_steps to continue it", shown(config.folder))
         finish(config)
         return 0

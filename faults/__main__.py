@@ -6,6 +6,7 @@ The status is 1 if a fault was not survived, or an end is not that of a run with
 import argparse
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from faults.commands import ROOT
 from faults.damage import damage
 from faults.disk import disk
+from faults.files import files
 from faults.kills import kills
 from faults.options import Options
 from faults.outcomes import Outcome, Skipped, table
@@ -28,6 +30,7 @@ FAULTS: dict[str, Callable[[Options], Iterable[Outcome | Skipped]]] = {
     "damage": damage,
     "servers": servers,
     "owners": owners,
+    "files": files,
 }
 RESULTS = ROOT / "faults" / "results" / "table.md"
 _PLACE = re.compile(r"(<!-- last run -->\n).*(<!-- end of last run -->)", re.DOTALL)
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("faults", nargs="*", metavar="FAULT", help=f"{', '.join(FAULTS)}; default: all")
     add("--count", type=int, default=Options.count, help="SIGKILLs (default: %(default)s)")
+    add("--inputs", type=int, default=Options.inputs, help="hostile files (default: %(default)s)")
     add("--seed", type=int, default=Options.seed, help="of all that is random (default: %(default)s)")
     add("--only", default="", metavar="NAME", help="those whose names begin so, as a line on stderr gives them")
     add("--jobs", type=int, default=Options.jobs, help="commands at a time (default: %(default)s)")
@@ -49,27 +53,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen.faults if name not in FAULTS]:
         parser.error(f"no fault {unknown[0]}: choose from {', '.join(FAULTS)}")
     work = Path(tempfile.mkdtemp(prefix="faults-", dir=chosen.work)).resolve()
-    options = Options(work, chosen.count, chosen.seed, chosen.only, chosen.jobs, chosen.keep)
+    options = Options(work, chosen.count, chosen.inputs, chosen.seed, chosen.only, chosen.jobs, chosen.keep)
 
     started = time.monotonic()
-    outcomes = list(_tried([name for name in chosen.faults or FAULTS if options.wants(f"{name}:")], options))
-    if not outcomes:
+    outcomes: list[Outcome | Skipped] = []
+    stopped = False
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for outcome in _tried([name for name in chosen.faults or FAULTS if options.wants(f"{name}:")], options):
+            outcomes.append(outcome)
+    except KeyboardInterrupt:  # what was tried so far is worth its table
+        stopped = True
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    if not outcomes and not stopped:
         parser.error(f"--only {chosen.only}: there is no such fault")
     failed = [
         each for each in outcomes if isinstance(each, Outcome) and not (each.survived and each.identical is not False)
     ]
-    text = f"{_heading(time.monotonic() - started, chosen)}\n\n{table(outcomes)}\n"
+    text = f"{_heading(time.monotonic() - started, chosen)}{' stopped early.' * stopped}\n\n{table(outcomes)}\n"
     print(f"\n{text}")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text, encoding="utf-8")
-    if chosen.write is not None:
+    if chosen.write is not None and not stopped:
         page = chosen.write.read_text(encoding="utf-8")
         chosen.write.write_text(_PLACE.sub(lambda mark: f"{mark[1]}{text}{mark[2]}", page), encoding="utf-8")
     if failed:
         print(f"{len(failed)} faults were not survived, or not to the bit. What they left: {work}", file=sys.stderr)
     else:
         options.discard(work)
-    return int(bool(failed))
+    return 130 if stopped else int(bool(failed))
 
 
 def _tried(names: Iterable[str], options: Options) -> Iterator[Outcome | Skipped]:
@@ -99,9 +112,9 @@ def _heading(seconds: float, chosen: argparse.Namespace) -> str:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    more = [f"--count {chosen.count}"] * (chosen.count != Options.count) + [f"--only {chosen.only!r}"] * bool(
-        chosen.only
-    )
+    more = [f"--count {chosen.count}"] * (chosen.count != Options.count)
+    more += [f"--inputs {chosen.inputs}"] * (chosen.inputs != Options.inputs)
+    more += [f"--only {chosen.only!r}"] * bool(chosen.only)
     called = " ".join(["python -m faults", *chosen.faults, f"--seed {chosen.seed}", *more])
     return f"`{called}`, {time.strftime('%Y-%m-%d')}, commit {commit}, {machine}, {seconds / 60:.0f} minutes:"
 

@@ -1,11 +1,10 @@
-"""Hostile files: `python -m faults.files --inputs 20000 --seed 1` reads so many of six kinds and prints a table.
+"""Hostile files: `python -m faults files` reads 20,000 of six kinds.
 
 An input must give a result or a documented error (`InputError`, `RunError`), within seconds and less than a gigabyte.
 Each kind is read in a process of its own with that limit, so that a hang or a crash is a line of the table too. An
-input follows from its kind, the seed and its number alone: `--kind gguf --only 17` repeats one, with its traceback.
+input follows from its kind, the seed and its number alone: `--only files:gguf:17` repeats one, with its traceback.
 """
 
-import argparse
 import multiprocessing
 import resource
 import shutil
@@ -14,8 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -25,6 +23,8 @@ from types import FrameType
 from typing import Any
 
 from faults import files_data, files_models, files_words
+from faults.options import Options
+from faults.outcomes import Outcome
 from instruct_lm.errors import InputError, RunError
 
 Kind = Callable[[Random, Path], Callable[[], object]]
@@ -67,6 +67,27 @@ class Row:
     def n_faults(self) -> int:
         """How many inputs had a fault."""
         return sum(map(len, self.faults.values()))
+
+
+def files(options: Options) -> Iterator[Outcome]:
+    """Read hostile files; what became of a kind is one outcome, and each fault another."""
+    _, _, number = options.only.removeprefix("files:").partition(":")
+    only = int(number) if number else None
+    for each in (name for name in KINDS if options.wants(f"files:{name}:")):
+        [row] = run(-(-options.inputs // len(KINDS)), options.seed, [each], only)
+        yield from outcomes(row)
+
+
+def outcomes(row: Row) -> Iterator[Outcome]:
+    """A row's results and documented errors, then its faults."""
+    fault = f"hostile files, {row.kind}"
+    seen = (
+        f"{row.results} results, {row.refused} errors in words, {row.longest:.1f} s, {row.memory / 1e6:.0f} MB at most"
+    )
+    if row.inputs > row.n_faults:
+        yield Outcome(fault, f"files:{row.kind}", True, None, seen, row.inputs - row.n_faults)
+    for words, numbers in row.faults.items():
+        yield Outcome(fault, f"files:{row.kind}:{numbers[0]}", False, None, words, len(numbers))
 
 
 def run(
@@ -177,35 +198,3 @@ def _place(error: BaseException) -> str:
 
 def _hang(number: int, frame: FrameType | None) -> None:
     raise Hang(f"over {SLOW:g} s")
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown, and the faults below."""
-    lines = [
-        "| kind | inputs | results | documented errors | faults | longest | peak memory |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        counts = f"{row.inputs} | {row.results} | {row.refused} | {row.n_faults}"
-        lines.append(f"| {row.kind} | {counts} | {row.longest:.1f} s | {row.memory / 1e6:.0f} MB |")
-    for row in rows:
-        common = Counter({words: len(numbers) for words, numbers in row.faults.items()})
-        lines += [f"{row.kind} {row.faults[words][:5]} ({n}): {words}" for words, n in common.most_common(20)]
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the inputs that the command line asks for; the exit status is 1 if there was a fault."""
-    parser = argparse.ArgumentParser("python -m faults files", description="Read hostile files of six kinds.")
-    parser.add_argument("--inputs", type=int, default=20_000, help="in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="decides the inputs (default: %(default)s)")
-    parser.add_argument("--kind", choices=KINDS, help="this one alone")
-    parser.add_argument("--only", type=int, metavar="N", help="the input of this number alone, with its traceback")
-    options = parser.parse_args(arguments)
-    rows = run(options.inputs, options.seed, [options.kind] if options.kind else tuple(KINDS), options.only)
-    print(table(rows))
-    return int(any(row.faults for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from faults.commands import Ended, Job, must
+from instruct_lm.commands.folders import file_name
 from instruct_lm.io.run_files import LAST, PREVIOUS, SUMMARY
 
 COMMON = (
@@ -105,7 +106,10 @@ def reference(kind: str, work: Path, *settings: str) -> Run:
     with _MAKING:
         key = (kind, str(work), *settings)
         if key not in _WHOLE:
-            run = Run(kind, work / "whole" / f"{kind}-{len(_WHOLE)}", work / "cache", *settings)
+            name = file_name(
+                "-".join([kind, *settings])
+            )  # the same whatever else is tried: an export is named after it
+            run = Run(kind, work / "whole" / name, work / "cache", *settings)
             run.folder.parent.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             must("train.py", *run.first, folder=run.folder.parent)

@@ -12,6 +12,7 @@ class Options:
     Args:
         work: A folder for the runs.
         count: SIGKILLs.
+        inputs: Hostile files.
         seed: Of all that is random.
         only: Faults whose names begin so; "": all.
         jobs: Commands at a time.
@@ -20,6 +21,7 @@ class Options:
 
     work: Path
     count: int = 200
+    inputs: int = 20_000
     seed: int = 1
     only: str = ""
     jobs: int = 2

@@ -14,7 +14,8 @@ class Outcome:
         survived: The right end, or an error in words where there can be none; what could be repeated was.
         identical: Whether the end is that of a run without faults, bit for bit; None where there is none to compare,
             since the command refused to go on.
-        seen: What was seen instead; "" where all is well.
+        seen: What was seen instead, or is worth a line.
+        times: How many faults it stands for.
     """
 
     fault: str
@@ -22,6 +23,7 @@ class Outcome:
     survived: bool
     identical: bool | None = None
     seen: str = ""
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,5 +60,6 @@ def table(outcomes: Iterable[Outcome | Skipped]) -> str:
 
 def _row(fault: str, outcomes: Sequence[Outcome]) -> str:
     compared = [each.identical for each in outcomes if each.identical is not None]
-    ends = f"{sum(compared)} of {len(compared)}" if compared else "none: refused in words"
-    return f"| {fault} | {len(outcomes)} | {sum(each.survived for each in outcomes)} | {ends} |"
+    ends = f"{sum(compared)} of {len(compared)}" if compared else "none to compare"
+    tried, survived = (sum(each.times for each in some) for some in (outcomes, [e for e in outcomes if e.survived]))
+    return f"| {fault} | {tried} | {survived} | {ends} |"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from instruct_lm.commands.check_config import make_config, nest
+from instruct_lm.commands.pasting import command
 from instruct_lm.config import CommonConfig, EvaluateConfig, ExportConfig, TrainConfig
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.score_file import read_scores
@@ -196,6 +197,29 @@ def is_complete(config: TrainConfig) -> bool:
     """Whether `config` resumes a run whose summary is there, undamaged, and made with the same limits."""
     summary = read_record(Path(config.resume, SUMMARY)) if config.resume is not None else None
     return summary is not None and summary.get("limits") == limits(config)
+
+
+def has_kept(config: TrainConfig) -> bool:
+    """Whether a complete run has the checkpoints that it keeps; False: the last is damaged, and can be made again.
+
+    Raises:
+        InputError: The best weights are damaged or gone, or of another run; nothing can make them again.
+    """
+    from instruct_lm.training.checkpoints import load_checkpoint
+
+    folder, run = config.folder, run_id(config.folder)
+    there = [name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+    try:
+        load_checkpoint(folder / BEST, run)
+    except InputError as error:
+        way = f" Its last weights: {command('evaluate.py', run=folder, checkpoint='last')}" if LAST in there else ""
+        raise InputError(f"The run is complete, but its best weights are lost: {error}{way}") from error
+    if config.trainer.keep_last and there:
+        try:
+            load_checkpoint(folder / LAST, run)
+        except InputError:
+            return False
+    return True
 
 
 def evaluation_is_current(run: Path, folder: Path, checkpoint: str) -> bool:

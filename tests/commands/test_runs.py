@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from instruct_lm.commands.own_files import check_no_run
@@ -14,6 +15,7 @@ from instruct_lm.commands.runs import (
     checkpoint_path,
     evaluation_is_current,
     find_run,
+    has_kept,
     is_complete,
     limits,
     load_run_config,
@@ -370,3 +372,30 @@ def test_messages_print_commands_that_run_when_pasted(run: Any, command: Any) ->
     status, err, seen = command("train", *os.fsdecode(done.stdout).splitlines())
     assert status == 0, err
     assert seen[0].resume == str(Path(name).resolve())
+
+
+def test_a_complete_run_says_which_checkpoint_is_lost(run: Any, command: Any) -> None:
+    folder = run()
+    best, last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous"))
+    write_record({"run": "a"}, folder / "made_from.json")
+
+    def save(*files: Path, of: str = "a") -> None:
+        for file in files:
+            torch.save({"state_dict": {}, "run": of}, file)
+
+    save(best, last, previous)
+    config = load_run_config(folder)
+    assert has_kept(config)
+    last.write_bytes(last.read_bytes()[:-9])
+    assert not has_kept(config)  # it goes on from the one before
+    save(last, of="another")
+    assert not has_kept(config)
+    last.unlink()
+    assert not has_kept(config)
+    previous.unlink()
+    assert has_kept(config)  # somebody has made room; there is nothing to go on from
+    save(last)
+    for damage in (lambda: save(best, of="another"), lambda: best.write_bytes(b"PK"), best.unlink):
+        damage()
+        with pytest.raises(InputError, match=r"its best weights are lost: .*best\.ckpt.* evaluate.py run=.*=last"):
+            has_kept(config)

@@ -9,13 +9,14 @@ from random import Random
 import pytest
 
 from faults import files
+from faults.options import Options
 from instruct_lm.errors import InputError
 
 
 def test_hostile_files_end_in_a_result_or_a_documented_error() -> None:
     rows = files.run(360, seed=7)
     assert [row.kind for row in rows] == list(files.KINDS)
-    assert not any(row.faults for row in rows), files.table(rows)
+    assert not any(row.faults for row in rows), [row.faults for row in rows]
     assert all(row.inputs == row.results + row.refused == 60 for row in rows)
     assert all(row.results for row in rows)
     assert all(row.refused for row in rows if row.kind != "scores")  # a reply without a score is a result
@@ -68,6 +69,15 @@ def test_a_reader_that_is_at_fault_is_found(
     assert row.results == 9 - row.n_faults
     (found,) = row.faults
     assert re.search(words, found)
+    good, bad = files.outcomes(row)
+    assert (good.survived, good.times) == (True, row.results)
+    assert (bad.survived, bad.times, bad.seen) == (False, row.n_faults, found)
+    assert bad.name == f"files:bad:{row.faults[found][0]}"
+
+
+def test_a_name_repeats_one_input(tmp_path: Path) -> None:
+    [outcome] = files.files(Options(tmp_path, inputs=6000, only="files:index:17"))
+    assert (outcome.name, outcome.times, outcome.survived) == ("files:index", 1, True)
 
 
 def test_an_input_follows_from_its_kind_seed_and_number(tmp_path: Path) -> None:

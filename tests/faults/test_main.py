@@ -1,5 +1,6 @@
 """The command `python -m faults`: its table and its exit status."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,12 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict:
 
 
 def test_a_row_counts_what_was_tried_what_survived_and_what_ended_alike() -> None:
-    rows = table([GOOD, LOST, GOOD, DIFFERENT, REFUSED, Skipped("disk", "needs root")]).splitlines()
+    files = Outcome("files", "files:gguf", survived=True, times=9)
+    rows = table([files, GOOD, LOST, GOOD, DIFFERENT, REFUSED, Skipped("disk", "needs root")]).splitlines()
     assert rows[2:] == [
+        "| files | 9 | 9 | none to compare |",
         "| SIGKILL | 4 | 3 | 2 of 4 |",
-        "| damage | 1 | 1 | none: refused in words |",
+        "| damage | 1 | 1 | none to compare |",
         "| disk | skipped: needs root | | |",
     ]
 
@@ -64,6 +67,23 @@ def test_a_fault_that_cannot_be_tried_is_not_survived(
     assert "train.py ended with 1" in printed.err
     assert "| broken, to be tried at all | 1 | 0 |" in printed.out
     assert "| damage | 1 | 1 |" in printed.out
+
+
+def test_what_was_tried_before_ctrl_c_is_shown(
+    faults: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: object) -> Iterator[Outcome]:
+        yield GOOD
+        signal.raise_signal(signal.SIGTERM)
+
+    faults |= {"mine": interrupted, "other": lambda options: [REFUSED]}
+    page = tmp_path / "faults.md"
+    page.write_text("<!-- last run -->\nold\n<!-- end of last run -->\n")
+    assert command.main(["--work", str(tmp_path), "--write", str(page)]) == 130
+    printed = capsys.readouterr().out
+    assert "minutes: stopped early." in printed
+    assert table([GOOD]) in printed
+    assert "old" in page.read_text()  # a run that is not whole is not the last run
 
 
 def test_only_what_is_named_is_tried(faults: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
