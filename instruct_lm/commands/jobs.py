@@ -57,6 +57,7 @@ def run_one_of_many(work: Callable[[], int], fail_fast: bool) -> None:
     if (sweep / STOP).exists():
         log.info("%s is not begun: the multirun is ending.", name)
         return
+    parent = os.getppid()
     message, stopped = "Something is left undone: its messages say what.", False
     try:
         with _stopped_by(sweep / STOP) if own_process else nullcontext():
@@ -69,11 +70,12 @@ def run_one_of_many(work: Callable[[], int], fail_fast: bool) -> None:
     finally:
         if own_process:
             release()  # joblib keeps the process, and with it the folder would stay locked
-    if not status:
-        return
-    log.error("%s %s (%s):\n%s", name, "was stopped" if stopped else "failed", " ".join(task), message)
-    _record(folder, "stopped" if stopped else "failed", status=status, message=message, overrides=task)
-    if (fail_fast and not stopped) or (stopped and not own_process):
+    if status:
+        log.error("%s %s (%s):\n%s", name, "was stopped" if stopped else "failed", " ".join(task), message)
+        _record(folder, "stopped" if stopped else "failed", status=status, message=message, overrides=task)
+    if own_process and os.getppid() != parent:
+        os._exit(status)  # the launcher is gone; joblib's processes would wait for it for minutes
+    if status and ((fail_fast and not stopped) or (stopped and not own_process)):
         ask_to_stop(sweep, status if stopped else 1)
         if not own_process:
             sys.exit(status)

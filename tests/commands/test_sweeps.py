@@ -1,11 +1,13 @@
 """A sweep as a whole: its folders, what a job that fails or is stopped leaves, its repetition, its evaluation."""
 
 import logging
+import os
 import pickle
 import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 import evaluate
 import train
-from instruct_lm.commands import report, sweeps
+from instruct_lm.commands import jobs, report, sweeps
 from instruct_lm.commands.hydra_app import Job
 from instruct_lm.commands.runs import limits
 from instruct_lm.errors import InputError, RunError, StoppedError
@@ -209,6 +211,20 @@ def test_a_job_that_diverged_goes_on_from_its_last_checkpoint_and_says_so(comman
     status, err, (config,) = command(*args, main=main)
     assert (status, Path(config.resume)) == (0, config.folder)
     assert "It goes on from its last checkpoint, where the same settings may fail the same way." in err
+
+
+def test_a_launchers_process_ends_with_the_launcher(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, ended = iter([1, 2]), list[int]()
+    monkeypatch.setattr(jobs, "has_own_processes", lambda hydra_cfg: True)
+    monkeypatch.setattr(jobs, "_stopped_by", lambda file: nullcontext())
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    def main(config: Any) -> None:
+        raise StoppedError("Stopped.", signal.SIGTERM)
+
+    command("train", "-m", "seed=1", "output_dir=sweep", main=main)
+    assert (ended, states(Path("sweep"))) == ([143], {"0_seed-1": "stopped"})
 
 
 def test_a_killed_job_counts_as_not_complete(command: Any) -> None:
