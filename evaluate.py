@@ -14,14 +14,12 @@ from instruct_lm.config import EvaluateConfig, JudgeConfig
 from instruct_lm.errors import StoppedError
 from instruct_lm.io import processes
 from instruct_lm.io.files import content_hash, shown
-from instruct_lm.io.processes import stopping
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import RESPONSES, SCORES, SUMMARY, UNTUNED
 
 log = logging.getLogger(__name__)
 
 
-@stopping()
 def main(config: EvaluateConfig) -> int:
     """Respond, score, summarise; 1 if an entry has no score."""
     launch.be_quiet()

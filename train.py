@@ -17,14 +17,12 @@ from instruct_lm.commands.sweeps import compare_runs, evaluate_run
 from instruct_lm.config import TrainConfig
 from instruct_lm.io import processes
 from instruct_lm.io.files import shown
-from instruct_lm.io.processes import stopping
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import LAST, PREVIOUS, SUMMARY
 
 log = logging.getLogger(__name__)
 
 
-@stopping()
 def main(config: TrainConfig) -> int:
     """Build, train and summarise; evaluate the run if asked for."""
     launch.be_quiet()
@@ -64,7 +62,8 @@ def train(config: TrainConfig) -> int:
     fetcher = build.build_fetcher(config)
     if not config.model.is_complete:
         config = build.resolve(config, fetcher)
-        save_config(config)  # so that the run explains itself, also without its base
+        if processes.is_first():
+            save_config(config)  # so that the run explains itself, also without its base
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()
@@ -77,9 +76,10 @@ def train(config: TrainConfig) -> int:
     checkpoint = sound_checkpoint(config.folder, run) if config.resume else None
     if checkpoint is not None:
         check_limits(config, checkpoint)
-    elif processes.rank() == 0:
+    elif processes.is_first():
         clear_dead_start(config.folder)
-    (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
+    if processes.is_first():
+        (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
     divergence, throughput = Divergence(), Throughput()
     callbacks = [divergence, throughput, SampleResponses(data.splits.validation[:4])]
     trainer = make_trainer(config, accelerator, callbacks, run, checkpoint.step if checkpoint else 0)

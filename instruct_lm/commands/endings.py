@@ -29,7 +29,8 @@ def explained(config: TrainConfig) -> Iterator[None]:
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else excepthook(args)
     logging.raiseExceptions = False
     try:
-        yield
+        with processes.stopping():
+            yield
     except StoppedError as stopped:
         raise _stopped(config, str(stopped), stopped.signal) from stopped
     except SystemExit as stopped:  # Lightning's end after Ctrl-C

@@ -10,7 +10,7 @@ from instruct_lm.commands.runs import find_run, is_begun
 from instruct_lm.errors import InputError
 from instruct_lm.io import processes
 from instruct_lm.io.locks import claim, own
-from instruct_lm.io.run_files import RESPONSES
+from instruct_lm.io.run_files import CONFIG_FILE, RESPONSES
 
 
 def train_dir(output_dir: str | None, resume: str | None, default: str, *, start: bool = True) -> str:
@@ -72,6 +72,17 @@ def sweep_dir(output_dir: str | None, default: str, *, start: bool = True) -> st
         return _claimed(default, start)
     check_no_run(Path(output_dir))
     return _taken(Path(output_dir).expanduser(), start)
+
+
+def record_dir(folder: str, now: str) -> str | None:
+    """Where in its folder a command records its settings, once; None: nowhere, another process does so.
+
+    Of several processes that another program starts, those but the first do not own the folder. They must write nothing
+    before the first one does: it may be refused.
+    """
+    if not processes.is_first():
+        return None
+    return f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra"
 
 
 def _taken(folder: Path, start: bool) -> str:

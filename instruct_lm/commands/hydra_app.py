@@ -28,7 +28,7 @@ from instruct_lm.errors import InputError, RunError, guard_logs
 from instruct_lm.io import processes
 from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.locks import own, release
-from instruct_lm.io.run_files import CONFIG_FILE, LAST
+from instruct_lm.io.run_files import LAST
 from instruct_lm.io.sweep_files import read_job, write_job
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ class Job:
 
     def __call__(self, cfg: DictConfig) -> None:
         """Do the job."""
+        guard_logs()  # here too: a launcher's process has not called `hydra_command`
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
             return jobs.run_one_of_many(lambda: self._work(cfg, True), cfg.get("fail_fast", False))
@@ -128,7 +129,8 @@ class Job:
         config = prepare(self.name, cfg)
         if sweep:
             jobs.begin(config.folder, getattr(config, "resume", None) is not None)
-        status = self.main(config) or 0
+        with processes.stopping() if self.name != "export" else nullcontext():
+            status = self.main(config) or 0
         if not status and read_job(config.folder):  # also of one that is continued by itself
             write_job(config.folder, "complete")
         return status
@@ -156,7 +158,7 @@ def register(
         "evaluate_dir": partial(folders.evaluate_dir, start=start),
         "sweep_dir": partial(folders.sweep_dir, start=start),
         "file_name": folders.file_name,
-        "record_dir": lambda folder, now: f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra",
+        "record_dir": folders.record_dir,
         "help_keys": help_keys,
     }
     for name, function in resolvers.items():
@@ -197,7 +199,7 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         config = runs.taken_from_run(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
-    if name == "train" and hydra_cfg.output_subdir is not None:  # null in Lightning's child processes
+    if name == "train" and hydra_cfg.output_subdir is not None:  # null in all processes but the first
         runs.save_config(config)
     return config
 

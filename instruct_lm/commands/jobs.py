@@ -17,11 +17,12 @@ from typing import Any
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from instruct_lm.commands.exit_status import describe
-from instruct_lm.errors import StoppedError
+from instruct_lm.errors import StoppedError, without_secrets
 from instruct_lm.io.files import shown
+from instruct_lm.io.locks import release
+from instruct_lm.io.processes import SIGNALS, stopping
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import JOB
 from instruct_lm.io.sweep_files import State, headline, read_job, write_job
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 STOP = "stop.json"
 """In a sweep's folder: no job begins, and those that run stop with a checkpoint. It holds the sweep's exit status."""
 
-_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
 _BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # it runs jobs one after another, here
 
 
@@ -52,11 +52,12 @@ def run_one_of_many(work: Callable[[], int], fail_fast: bool) -> None:
     """
     hydra_cfg: Any = HydraConfig.get()
     sweep, folder = Path(hydra_cfg.sweep.dir), Path(hydra_cfg.runtime.output_dir)
-    task: Any = OmegaConf.to_container(hydra_cfg.overrides.task)  # unresolved
+    task = [without_secrets(str(override)) for override in hydra_cfg.overrides.task]  # unresolved
     name, own_process = f"Job {hydra_cfg.job.num} of the multirun", has_own_processes(hydra_cfg)
     if (sweep / STOP).exists():
         log.info("%s is not begun: the multirun is ending.", name)
         return
+    parent = os.getppid()
     message, stopped = "Something is left undone: its messages say what.", False
     try:
         with _stopped_by(sweep / STOP) if own_process else nullcontext():
@@ -66,11 +67,15 @@ def run_one_of_many(work: Callable[[], int], fail_fast: bool) -> None:
         stopped = isinstance(error, (StoppedError, KeyboardInterrupt))
         if isinstance(error, KeyboardInterrupt):
             status = 128 + signal.SIGINT
-    if not status:
-        return
-    log.error("%s %s (%s):\n%s", name, "was stopped" if stopped else "failed", " ".join(task), message)
-    _record(folder, "stopped" if stopped else "failed", status=status, message=message, overrides=task)
-    if (fail_fast and not stopped) or (stopped and not own_process):
+    finally:
+        if own_process:
+            release()  # joblib keeps the process, and with it the folder would stay locked
+    if status:
+        log.error("%s %s (%s):\n%s", name, "was stopped" if stopped else "failed", " ".join(task), message)
+        _record(folder, "stopped" if stopped else "failed", status=status, message=message, overrides=task)
+    if own_process and os.getppid() != parent:
+        os._exit(status)  # the launcher is gone; joblib's processes would wait for it for minutes
+    if status and ((fail_fast and not stopped) or (stopped and not own_process)):
         ask_to_stop(sweep, status if stopped else 1)
         if not own_process:
             sys.exit(status)
@@ -124,20 +129,15 @@ def _stopped_by(file: Path) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("Stopped.", number)
-
-    old = {number: signal.signal(number, stop) for number in _SIGNALS}
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        with _mask("SIG_UNBLOCK"):
-            yield
-    finally:
-        done.set()
-        watcher.join()
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    with stopping():
+        watcher.start()
+        try:
+            with _mask("SIG_UNBLOCK"):
+                yield
+        finally:
+            done.set()
+            watcher.join()
 
 
 @contextmanager
@@ -164,10 +164,10 @@ def signals_stop(sweep: Path) -> Iterator[None]:
         print("\nStopping the jobs, each with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def wait() -> None:
-        while (number := signal.sigwait(_SIGNALS)) and not ended.is_set():
+        while (number := signal.sigwait(SIGNALS)) and not ended.is_set():
             receive(number)
 
-    old = {number: signal.signal(number, receive) for number in _SIGNALS}
+    old = {number: signal.signal(number, receive) for number in SIGNALS}
     with _mask("SIG_BLOCK"):
         waiter = threading.Thread(target=wait, daemon=True)
         waiter.start()
@@ -187,7 +187,7 @@ def _mask(how: str) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    old = signal.pthread_sigmask(getattr(signal, how), _SIGNALS)
+    old = signal.pthread_sigmask(getattr(signal, how), SIGNALS)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from instruct_lm.commands.pasting import override
 from instruct_lm.config import DeviceConfig, TrainConfig
 from instruct_lm.errors import InputError, RunError, StoppedError
-from instruct_lm.io import processes
+from instruct_lm.io import locks, processes
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,8 @@ def _start(rank: int, shared: dict[str, str], folder: Path, said: IO[str]) -> _C
     output: Any = None if rank == 0 else said
     command += [] if rank == 0 else ["hydra/job_logging=console"]
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which passes it on.
-    return _Child(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    streams = {"stdout": output, "stderr": output}
+    return _Child(command, env=environment, start_new_session=True, pass_fds=locks.descriptors(), **streams)
 
 
 def _shared(number: int) -> dict[str, str]:

@@ -144,7 +144,7 @@ def _check(
         if config.get("resume") is not None:
             raise InputError(f"resume={config.resume} continues one run: leave out -m (--multirun).")
     several = [config.device for config in composed if "device" in config and _several(config.device)]
-    if several and "LOCAL_RANK" not in os.environ:
+    if several:
         lines = []
         for config, overrides in zip(composed, batch, strict=True):
             given = [each for each in overrides if not each.startswith("output_dir=")]

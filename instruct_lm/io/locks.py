@@ -77,6 +77,15 @@ def claim(folder: str) -> str:
     return name
 
 
+def descriptors() -> tuple[int, ...]:
+    """Of the locked files: a process that inherits them keeps the folders locked until it has ended too.
+
+    Else they would be free once the process that owns them is killed, while those that it has started still write.
+    """
+    files = (lock._context.lock_file_fd for lock in _held.values())  # filelock has no public name for it
+    return tuple(file for file in files if file is not None) if os.name == "posix" else ()
+
+
 def release() -> None:
     """Give up all that this process owns."""
     for folder, lock in _held.items():

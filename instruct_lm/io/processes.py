@@ -71,19 +71,30 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+class _Signalled(SystemExit):
+    """A signal, raised where it comes. It is no `Exception`, which libraries catch in order to go on (tqdm does)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn each of `SIGNALS` into a `StoppedError` where it comes; what was there before is restored at the end.
+    """End the block with a `StoppedError` at the first of `SIGNALS`; what was there before is restored at the end.
 
     Raises:
         StoppedError: A signal came.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError(f"Stopped by {signal_name(number)}.", number)
+        raise _Signalled(number)
 
-    with ExitStack() as handlers:
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: the terminal's end is not the run's
-                handlers.callback(signal.signal, number, signal.signal(number, stop))
-        yield
+    try:
+        with ExitStack() as handlers:
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: the terminal's end is not the run's
+                    handlers.callback(signal.signal, number, signal.signal(number, stop))
+            yield
+    except _Signalled as signalled:
+        raise StoppedError(f"Stopped by {signal_name(signalled.number)}.", signalled.number) from signalled

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from instruct_lm.errors import without_secrets
 from instruct_lm.io.records import read_record, write_record
 from instruct_lm.io.run_files import JOB, JOBS
 
@@ -28,7 +29,8 @@ class Unfinished(NamedTuple):
 
 def write_jobs(sweep: Path, jobs: Mapping[str, Sequence[str]]) -> None:
     """Record the jobs of a multirun: the name of each one's folder → its overrides."""
-    write_record({"jobs": jobs}, sweep / JOBS)
+    shown = {name: [without_secrets(override) for override in overrides] for name, overrides in jobs.items()}
+    write_record({"jobs": shown}, sweep / JOBS)
 
 
 def write_job(folder: Path, state: State, **details: Any) -> None:

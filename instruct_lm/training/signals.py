@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from instruct_lm.errors import StoppedError
 from instruct_lm.io import processes
 from instruct_lm.training.strategies import largest
 
@@ -42,6 +43,17 @@ class StopSignals(Callback):
         """Agree after the validation that may have come last."""
         self._agree(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Give the signals back, and end as after any other step if one came while the last one was saved.
+
+        Raises:
+            StoppedError: One did.
+        """
+        self._handlers.close()
+        self._agree(trainer)
+        if self.requested:
+            raise StoppedError(f"Stopped after step {trainer.global_step}, the last.", self.requested)
+
     def _agree(self, trainer: pl.Trainer) -> None:
         self.requested = largest(trainer, self._received) or None
 
@@ -54,5 +66,5 @@ class StopSignals(Callback):
             print("\nStopping after this step with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def teardown(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back, also after an error."""
         self._handlers.close()

@@ -1,15 +1,20 @@
 """Several processes of a command: what is refused, and how their ends become one."""
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from instruct_lm.commands import launch
-from instruct_lm.commands.folders import train_dir
+from instruct_lm.commands.folders import record_dir, train_dir
 from instruct_lm.errors import InputError, RunError, StoppedError
 from instruct_lm.io import processes
+from instruct_lm.io.locks import own, release
+from instruct_lm.io.run_files import CONFIG_FILE
 from tests.run_commands import typed
 
 
@@ -58,6 +63,18 @@ def test_torchrun_and_the_configuration_must_agree(monkeypatch: pytest.MonkeyPat
         launch.check_answering(typed("evaluate", "device.devices=2").device)
 
 
+def test_only_the_first_of_torchruns_processes_records_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It owns the folder, or is refused; the others would write into a run of somebody else meanwhile."""
+    assert record_dir(str(tmp_path), "now") == ".hydra"
+    (tmp_path / CONFIG_FILE).parent.mkdir()
+    (tmp_path / CONFIG_FILE).touch()
+    assert record_dir(str(tmp_path), "now") == ".hydra/resumed/now"
+    by_torchrun(monkeypatch, 2, 2)
+    assert record_dir(str(tmp_path), "now") is None
+
+
 def test_answers_are_not_sharded() -> None:
     with pytest.raises(InputError, match="whole model"):
         launch.check_answering(typed("evaluate", "device.strategy=fsdp2").device)
@@ -84,6 +101,29 @@ def test_the_ends_of_all_become_one(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         run(monkeypatch, tmp_path, f"sys.exit('no such device' if rank else {launch.LOST})")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a lock is inherited with its file descriptor")
+def test_a_folder_stays_locked_while_one_of_the_processes_lives(tmp_path: Path) -> None:
+    """The process that owns it was killed, and those that it has started still write."""
+    (tmp_path / "script.py").write_text("import sys, time\nprint('ready', flush=True)\nsys.stdin.read()\n")
+    lines = [
+        f"import sys; sys.argv = ['{tmp_path}/script.py']",
+        "from pathlib import Path; from instruct_lm.commands import launch; from instruct_lm.io.locks import own",
+        f"own(Path('{tmp_path}/run')); launch.run_processes(2, Path('{tmp_path}/run'))",
+    ]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", "\n".join(lines)], **pipes) as parent:
+        assert parent.stdout.readline() == b"ready\n"
+        parent.kill()
+        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(InputError, match="in use"):
+            own(tmp_path / "run")
+        parent.stdin.close()  # which ends the others
+        while parent.stdout.read():
+            pass
+    own(tmp_path / "run")
+    release()
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_reaches_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: int) -> None:
     """The first process tells the one that started it, as a user or a scheduler would."""
@@ -102,3 +142,14 @@ def test_signals_become_errors_and_are_given_back() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.status == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_library_that_goes_on_after_errors_does_not_swallow_a_signal() -> None:
+    def library() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Exception:
+            pytest.fail("the signal is lost")
+
+    with pytest.raises(StoppedError, match="SIGINT"), processes.stopping():
+        library()

@@ -1,17 +1,23 @@
 """A sweep as a whole: its folders, what a job that fails or is stopped leaves, its repetition, its evaluation."""
 
+import logging
+import os
+import pickle
 import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import evaluate
 import train
-from instruct_lm.commands import report, sweeps
+from instruct_lm.commands import jobs, report, sweeps
+from instruct_lm.commands.hydra_app import Job
 from instruct_lm.commands.runs import limits
 from instruct_lm.errors import InputError, RunError, StoppedError
 from instruct_lm.io.sweep_files import headline, read_job, unfinished_jobs, write_job
@@ -96,6 +102,7 @@ def test_a_sweep_goes_on_after_failures_and_its_repetition_tries_them_again(comm
         pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
 
     def main(config: Any) -> int:
+        logging.getLogger("library").warning("redirected to https://me:pw@host/a.json")
         if config.seed == 2:
             raise RunError("Training diverged.\nLower it.")
         if config.seed == 3:
@@ -114,6 +121,7 @@ def test_a_sweep_goes_on_after_failures_and_its_repetition_tries_them_again(comm
     assert "sweep/2_seed-3: failed with status 1: KeyError: 'a bug'\n" in err
     assert "3 of 4 jobs are not complete." in err
     assert read_job(folder / "1_seed-2")["overrides"][0] == "seed=2"
+    assert "redirected to https://***@host/a.json" in (folder / "0_seed-1" / "train.log").read_text()
     if launcher == "basic":
         assert "Job 2 of the multirun failed (seed=3 output_dir=sweep evaluate=True):\nTraceback" in err
 
@@ -125,6 +133,18 @@ def test_a_sweep_goes_on_after_failures_and_its_repetition_tries_them_again(comm
         assert "This job failed before: Training diverged.\nIt is tried again from the start." in err
 
 
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_the_commands_can_be_sent_to_a_launchers_processes(program: Any) -> None:
+    """By value, as what stands in the program that was started."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(program)
+    try:
+        job = pickle.loads(cloudpickle.dumps(Job(program.__name__, program.main)))
+    finally:
+        cloudpickle.unregister_pickle_by_value(program)
+    assert job.main.__code__ == program.main.__code__
+
+
 def test_a_failure_of_all_jobs_for_bad_input_has_status_2_and_no_report(command: Any) -> None:
     def main(config: Any) -> None:
         raise InputError("no such file")
@@ -133,6 +153,20 @@ def test_a_failure_of_all_jobs_for_bad_input_has_status_2_and_no_report(command:
     status, err, seen = command("train", *args, main=main, conclude=lambda folder: pytest.fail("nothing to report"))
     assert (status, len(seen)) == (2, 2)
     assert "2 of 2 jobs are not complete" in err
+
+
+def test_passwords_stay_out_of_what_a_sweep_records_of_its_jobs(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address with an interpolation is refused only when it is resolved, by the job."""
+    monkeypatch.setenv("FILE", "a.json")
+    sources = ",".join(f"'\"https://me:{word}@host/${{oc.env:FILE}}\"'" for word in ("s3cr3t", "s4cr3t"))
+    status, err, _ = command("train", "-m", f"data.source={sources}", "output_dir=sweep")
+    assert status == 2
+    assert "https://***@host/" in err
+    recorded = [
+        file.read_text() for name in ("job.json", "jobs.json", "train.log") for file in Path("sweep").rglob(name)
+    ]
+    assert len(recorded) == 5
+    assert not [text for text in (*recorded, err) if "cr3t" in text]
 
 
 def test_fail_fast_ends_a_sweep_at_its_first_failure(command: Any) -> None:
@@ -177,6 +211,20 @@ def test_a_job_that_diverged_goes_on_from_its_last_checkpoint_and_says_so(comman
     status, err, (config,) = command(*args, main=main)
     assert (status, Path(config.resume)) == (0, config.folder)
     assert "It goes on from its last checkpoint, where the same settings may fail the same way." in err
+
+
+def test_a_launchers_process_ends_with_the_launcher(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, ended = iter([1, 2]), list[int]()
+    monkeypatch.setattr(jobs, "has_own_processes", lambda hydra_cfg: True)
+    monkeypatch.setattr(jobs, "_stopped_by", lambda file: nullcontext())
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    def main(config: Any) -> None:
+        raise StoppedError("Stopped.", signal.SIGTERM)
+
+    command("train", "-m", "seed=1", "output_dir=sweep", main=main)
+    assert (ended, states(Path("sweep"))) == ([143], {"0_seed-1": "stopped"})
 
 
 def test_a_killed_job_counts_as_not_complete(command: Any) -> None:

@@ -201,6 +201,19 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
         )
 
 
+def test_a_signal_while_the_last_step_is_saved_is_not_lost(data_file: Path, tmp_path: Path) -> None:
+    class Late(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    module, datamodule = build(data_file)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError, match="Stopped after step 1, the last") as stopped:
+        trainer(tmp_path, StopSignals(), Late(), max_steps=1).fit(module, datamodule)
+    assert stopped.value.status == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_finished_run_can_be_trained_further(data_file: Path, tmp_path: Path) -> None:
     module, datamodule = build(data_file)
     trainer(tmp_path, max_epochs=3).fit(module, datamodule)
