@@ -25,7 +25,6 @@ Damage = Callable[[Path, Random], None]
 _RECOVERED = (
     "*/last.ckpt",
     "*/previous.ckpt",
-    "before.json",
     "summary.json",
     "tensorboard/*",
     "evaluation/test/*",

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from instruct_lm.commands.exit_status import describe
 from instruct_lm.errors import StoppedError
+from instruct_lm.io import processes
 from instruct_lm.io.files import shown
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import JOB
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 STOP = "stop.json"
 """In a sweep's folder: no job begins, and those that run stop with a checkpoint. It holds the sweep's exit status."""
 
-_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
 _BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # it runs jobs one after another, here
 
 
@@ -124,20 +124,15 @@ def _stopped_by(file: Path) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("Stopped.", number)
-
-    old = {number: signal.signal(number, stop) for number in _SIGNALS}
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        with _mask("SIG_UNBLOCK"):
-            yield
-    finally:
-        done.set()
-        watcher.join()
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    with processes.stopping():
+        watcher.start()
+        try:
+            with _mask("SIG_UNBLOCK"):
+                yield
+        finally:
+            done.set()
+            watcher.join()
 
 
 @contextmanager
@@ -164,10 +159,10 @@ def signals_stop(sweep: Path) -> Iterator[None]:
         print("\nStopping the jobs, each with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def wait() -> None:
-        while (number := signal.sigwait(_SIGNALS)) and not ended.is_set():
+        while (number := signal.sigwait(processes.SIGNALS)) and not ended.is_set():
             receive(number)
 
-    old = {number: signal.signal(number, receive) for number in _SIGNALS}
+    old = {number: signal.signal(number, receive) for number in processes.SIGNALS}
     with _mask("SIG_BLOCK"):
         waiter = threading.Thread(target=wait, daemon=True)
         waiter.start()
@@ -187,7 +182,7 @@ def _mask(how: str) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    old = signal.pthread_sigmask(getattr(signal, how), _SIGNALS)
+    old = signal.pthread_sigmask(getattr(signal, how), processes.SIGNALS)
     try:
         yield
     finally:
