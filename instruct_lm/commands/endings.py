@@ -33,6 +33,9 @@ def explained(config: TrainConfig) -> Iterator[None]:
             yield
     except StoppedError as stopped:
         raise _stopped(config, str(stopped), stopped.signal) from stopped
+    except processes.SignalReceived as received:
+        name = processes.signal_name(received.number)
+        raise _stopped(config, f"Stopped by {name}.", received.number) from received
     except SystemExit as stopped:  # Lightning's end after Ctrl-C
         raise _stopped(config, "Stopped at once.", signal.SIGINT) from stopped
     except (InputError, RunError) as error:

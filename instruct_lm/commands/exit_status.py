@@ -3,29 +3,19 @@
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from instruct_lm.errors import InputError, RunError, StoppedError, guard_logs, presentable
+from instruct_lm.io import processes
 from instruct_lm.io.failures import outside_failure
 
 _AGAIN = "What was written before is whole, and the same command goes on from there."
 
 
-class TerminatedError(SystemExit):
-    """A signal that ends a command; unlike Ctrl-C, which stops an answer of the chat, always all of it.
-
-    Args:
-        number: The signal's number; the exit status is 128 more.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.number = number
+ENDING = [number for number in processes.SIGNALS if number != signal.SIGINT]
+"""The signals that always end all of a command, unlike Ctrl-C, which stops an answer of the chat."""
 
 
 def describe(error: BaseException, again: str = _AGAIN) -> tuple[int, str]:
@@ -39,29 +29,11 @@ def describe(error: BaseException, again: str = _AGAIN) -> tuple[int, str]:
         return error.status, str(error)
     if isinstance(error, (InputError, RunError)):
         return 2 if isinstance(error, InputError) else 1, str(error)
-    if isinstance(error, TerminatedError):
-        return 128 + error.number, f"Ended by {signal.Signals(error.number).name}. What was written before is whole."
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "Interrupted."
     if (failure := outside_failure(error)) is not None:
         return 1, presentable(f"{failure}\n{again}")
     return 1, presentable("".join(traceback.format_exception(error)).rstrip())
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command with a word and nothing half-written."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise TerminatedError(number)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot have handlers
-    with ExitStack() as handlers:
-        for name in ("SIGTERM", "SIGHUP") if in_main_thread else ():
-            number = getattr(signal, name, None)  # Windows lacks SIGHUP
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored: under nohup
-                handlers.callback(signal.signal, number, signal.signal(number, end))
-        yield
 
 
 def drop_output() -> None:
@@ -76,13 +48,13 @@ def exit_status(job: Callable[..., object], *args: Any) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every stream is UTF-8
     try:
-        with ended_by_signals():
+        with processes.stopping(ENDING):
             job(*args)
             sys.stdout.flush()
     except BrokenPipeError:
         drop_output()
         return 1
-    except (Exception, KeyboardInterrupt, TerminatedError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
         return status

@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from instruct_lm.commands import folders, jobs, runs, sweeps
 from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
-from instruct_lm.commands.exit_status import TerminatedError, describe, drop_output, ended_by_signals
+from instruct_lm.commands.exit_status import ENDING, describe, drop_output
 from instruct_lm.commands.pasting import command
 from instruct_lm.config import COMMANDS, CommonConfig
 from instruct_lm.errors import InputError, RunError, guard_logs
@@ -74,7 +74,7 @@ def hydra_command(
     try:
         register(start=check_arguments(name), on_multirun=on_multirun)
         try:
-            with waiting, nullcontext() if name == "train" else ended_by_signals():  # training answers by itself
+            with waiting, nullcontext() if name == "train" else processes.stopping(ENDING):  # training does it
                 yield hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Job(name, main))
         except BrokenPipeError:
             raise
@@ -91,7 +91,7 @@ def hydra_command(
     except BrokenPipeError:  # of --help | head
         drop_output()
         status = 1
-    except (Exception, KeyboardInterrupt, TerminatedError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
         print(message, file=sys.stderr)
     finally:
@@ -119,7 +119,7 @@ class Job:
             return jobs.run_one_of_many(lambda: self._work(cfg, True), cfg.get("fail_fast", False))
         try:
             status = self._work(cfg, False)
-        except (Exception, KeyboardInterrupt, TerminatedError) as error:
+        except (Exception, KeyboardInterrupt) as error:
             status, message = describe(error, *_way_on(Path(hydra_cfg.runtime.output_dir)))
             log.error(message)
         if status:

@@ -20,9 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from instruct_lm.commands.exit_status import describe
 from instruct_lm.errors import StoppedError, without_secrets
+from instruct_lm.io import processes
 from instruct_lm.io.files import shown
 from instruct_lm.io.locks import release
-from instruct_lm.io.processes import SIGNALS, stopping
 from instruct_lm.io.records import write_record
 from instruct_lm.io.run_files import JOB
 from instruct_lm.io.sweep_files import State, headline, read_job, write_job
@@ -130,7 +130,7 @@ def _stopped_by(file: Path) -> Iterator[None]:
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
-    with stopping():
+    with processes.stopping():
         watcher.start()
         try:
             with _mask("SIG_UNBLOCK"):
@@ -164,10 +164,10 @@ def signals_stop(sweep: Path) -> Iterator[None]:
         print("\nStopping the jobs, each with a checkpoint; once more to stop at once.", file=sys.stderr)
 
     def wait() -> None:
-        while (number := signal.sigwait(SIGNALS)) and not ended.is_set():
+        while (number := signal.sigwait(processes.SIGNALS)) and not ended.is_set():
             receive(number)
 
-    old = {number: signal.signal(number, receive) for number in SIGNALS}
+    old = {number: signal.signal(number, receive) for number in processes.SIGNALS}
     with _mask("SIG_BLOCK"):
         waiter = threading.Thread(target=wait, daemon=True)
         waiter.start()
@@ -187,7 +187,7 @@ def _mask(how: str) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    old = signal.pthread_sigmask(getattr(signal, how), SIGNALS)
+    old = signal.pthread_sigmask(getattr(signal, how), processes.SIGNALS)
     try:
         yield
     finally:

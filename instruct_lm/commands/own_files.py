@@ -4,10 +4,10 @@ from pathlib import Path
 
 from instruct_lm.errors import InputError
 from instruct_lm.io.files import shown
-from instruct_lm.io.run_files import CONFIG_FILE, MADE_BY, MADE_FROM, RESPONSES, SCORES, SUMMARY
+from instruct_lm.io.run_files import CONFIG_FILE, JOB, JOBS, MADE_BY, MADE_FROM, RESPONSES, SCORES, SUMMARY
 
 _OWN_FOLDERS = (".hydra", "checkpoints", "tensorboard")
-_OWN_FILES = (SUMMARY, MADE_FROM, RESPONSES, MADE_BY, SCORES, "train.log", "evaluate.log")
+_OWN_FILES = (SUMMARY, MADE_FROM, RESPONSES, MADE_BY, SCORES, JOB, JOBS, "train.log", "evaluate.log")
 """What `train.py` and `evaluate.py` write, and nothing else may."""
 
 

@@ -1,4 +1,4 @@
-"""Run folders: where a command writes, and what a run's own folder says of it."""
+"""Run folders: what a run's own folder says of it, and what a command that goes on from it may change."""
 
 import logging
 import shutil

@@ -186,6 +186,8 @@ def conclude(sweep: Sweep, ended: BaseException | None, compare: Callable[[Path]
     message = f"{len(left)} of {len(sweep.jobs)} jobs are not complete. {again}"
     if stop is not None and stop > 128:
         raise StoppedError(f"The multirun was stopped: {message}", stop - 128)
+    if isinstance(ended, StoppedError):
+        raise StoppedError(f"The multirun was stopped: {message}", ended.signal)
     if ended is not None and not isinstance(ended, SystemExit):
         name = type(ended).__name__
         raise RunError(f"The launcher has failed, and some jobs may still run.\n{name}: {ended}\n{message}") from ended

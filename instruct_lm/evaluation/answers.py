@@ -8,7 +8,6 @@ lengths round differently, and a token may hang on that.)
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lm.data.conversation import Conversation
-from instruct_lm.io.files import finite
-from instruct_lm.io.records import digest
+from instruct_lm.io.files import finite, shown
+from instruct_lm.io.records import digest, record_line, record_lines
 
 if TYPE_CHECKING:  # it imports torch
     from instruct_lm.respond import Responder, Response
 
 logger = logging.getLogger(__name__)
-
-CHECK = "check"
 
 
 def answer_entries(
@@ -61,13 +58,13 @@ def answer_entries(
     """
     fingerprint = digest(finite({"made_by": made_by, "entries": [example.as_entry() for example in examples]}))
     found = _read_answers(folder, fingerprint)
-    if found:
-        logger.info("%s: continuing after %d of %d answers", folder, len(found), len(examples))
     if on_done is not None:
         on_done(len(found))
     batches = responder.batches(examples)
     todo = [batch for batch in batches[rank::world_size] if not found.keys() >= set(batch)]
     if todo:
+        if found:
+            logger.info("%s: continuing after %d of %d answers", shown(folder), len(found), len(examples))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"answers.{rank}.jsonl"
         _keep(path, fingerprint)
@@ -92,7 +89,7 @@ def forget_answers(folder: Path) -> None:
 def _lines(fingerprint: str, batch: Sequence[int], answers: Sequence[Response]) -> Iterator[str]:
     for index, answer in zip(batch, answers, strict=True):
         values = {"fingerprint": fingerprint, "index": index, **answer._asdict()}
-        yield json.dumps({**values, CHECK: digest(values)}) + "\n"
+        yield record_line(values) + "\n"
 
 
 def _read_answers(folder: Path, fingerprint: str) -> dict[int, Response]:
@@ -107,13 +104,9 @@ def _read_answers(folder: Path, fingerprint: str) -> dict[int, Response]:
 
 
 def _whole_lines(path: Path, fingerprint: str) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            values = json.loads(line)
-            if values.pop(CHECK) == digest(values) and values["fingerprint"] == fingerprint:
-                yield values
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            continue  # cut by a kill, or damaged
+    for _, values in record_lines(path.read_text(encoding="utf-8", errors="replace")):
+        if values.get("fingerprint") == fingerprint:
+            yield values
 
 
 def _keep(path: Path, fingerprint: str) -> None:

@@ -1,16 +1,13 @@
 """The lines of `scores.jsonl`: each carries a fingerprint of what it belongs to and a check of its own content."""
 
-import json
-import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from instruct_lm.io.records import digest
+from instruct_lm.io.records import record_line, record_lines
 
-logger = logging.getLogger(__name__)
-
-CHECK, FINGERPRINT = "check", "fingerprint"
+FINGERPRINT = "fingerprint"
 
 
 @dataclass(frozen=True)
@@ -42,19 +39,14 @@ class ScoredEntry:
 
 def score_line(fingerprint: str, item: ScoredEntry) -> str:
     """The line of an entry, without its end."""
-    values = {FINGERPRINT: fingerprint, **asdict(item)}
-    return json.dumps({**values, CHECK: digest(values)})
+    return record_line({FINGERPRINT: fingerprint, **asdict(item)})
 
 
 def scored_lines(text: str) -> Iterator[tuple[str, str, ScoredEntry]]:
     """The line, the fingerprint and the entry of each line that is whole; a line cut by a kill or damaged has none."""
-    for line in text.split("\n"):
-        try:
-            values = json.loads(line)
-            if values.pop(CHECK) == digest(values):
-                yield line, values.pop(FINGERPRINT), ScoredEntry(**values)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            continue
+    for line, values in record_lines(text):
+        with suppress(TypeError, LookupError):  # the keys of another version
+            yield line, values.pop(FINGERPRINT), ScoredEntry(**values)
 
 
 def read_scores(path: Path) -> dict[int, ScoredEntry]:

@@ -2,9 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from instruct_lm.errors import StoppedError
 
@@ -71,8 +73,12 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-class _Signalled(SystemExit):
-    """A signal, raised where it comes. It is no `Exception`, which libraries catch in order to go on (tqdm does)."""
+class SignalReceived(SystemExit):
+    """A signal that `stopping` waits for came here. Nothing that handles errors may take it for one of its own.
+
+    Args:
+        number: The signal's number; the exit status is 128 more.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -80,21 +86,23 @@ class _Signalled(SystemExit):
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """End the block with a `StoppedError` at the first of `SIGNALS`; what was there before is restored at the end.
+def stopping(signals: Collection[int] = SIGNALS) -> Iterator[None]:
+    """Let signals end the block, as a `SignalReceived` within it; what was there before is restored at the end.
 
     Raises:
         StoppedError: A signal came.
     """
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Signalled(number)
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise SignalReceived(number)
 
-    try:
-        with ExitStack() as handlers:
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # of nohup: the terminal's end is not the run's
-                    handlers.callback(signal.signal, number, signal.signal(number, stop))
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot have handlers
+    with ExitStack() as handlers:
+        for number in signals if in_main_thread else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # of nohup: the terminal's end is not the run's
+                handlers.callback(signal.signal, number, signal.signal(number, stop))
+        try:
             yield
-    except _Signalled as signalled:
-        raise StoppedError(f"Stopped by {signal_name(signalled.number)}.", signalled.number) from signalled
+        except SignalReceived as received:
+            message = f"Ended by {signal_name(received.number)}. What was written before is whole."
+            raise StoppedError(message, received.number) from received

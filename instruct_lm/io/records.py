@@ -1,9 +1,9 @@
-"""JSON records that carry their own hash, so that a damaged one is recognised."""
+"""JSON records, a file or a line each, that carry their own hash, so that a damaged one is recognised."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from instruct_lm.io.files import finite, write_json
 
 logger = logging.getLogger(__name__)
 
-HASH = "sha256"
+HASH, CHECK = "sha256", "check"
+"""The key of the hash in a file, and in a line."""
 
 
 def write_record(values: Mapping[str, Any], path: Path) -> None:
@@ -32,6 +33,23 @@ def read_record(path: Path) -> dict[str, Any] | None:
         pass
     logger.warning("%s is damaged, or something else has written it: it does not count", path)
     return None
+
+
+def record_line(values: Mapping[str, Any]) -> str:
+    """A line of JSON lines with the hash of its values under `CHECK`, without its end."""
+    return json.dumps({**values, CHECK: digest(values)})
+
+
+def record_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines that `record_line` made, with their values, without those that a kill has cut or that are damaged."""
+    for line in text.split("\n"):
+        try:
+            values = json.loads(line)
+            whole = values.pop(CHECK) == digest(values)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            continue
+        if whole:
+            yield line, values
 
 
 def digest(value: Any) -> str:

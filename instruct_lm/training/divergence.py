@@ -83,10 +83,8 @@ class Divergence(Callback):
         bound, values = self.bound(module), trainer.callback_metrics
         for name in names:
             if name in values and not (loss := float(values[name])) <= bound:
-                limit = (
-                    "" if not math.isfinite(loss) else f", above {bound:.3g}: twice that of a model that knows nothing"
-                )
-                self._fail(trainer, f"{name} is {loss:.4g}{limit}")
+                above = f", above {bound:.3g}: twice that before training or of a blind guess"
+                self._fail(trainer, f"{name} is {loss:.4g}" + (above if math.isfinite(loss) else ""))
 
     def _judge_weights(self, trainer: pl.Trainer, module: InstructionTuner) -> None:
         weights = [getattr(p, "_local_tensor", p).detach() for p in module.parameters() if p.requires_grad]

@@ -1,5 +1,6 @@
 """When checkpoints are written: the best weights after a validation, the whole state between two optimizer steps."""
 
+import logging
 import math
 import os
 import time
@@ -13,6 +14,8 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.errors import InputError, StoppedError
 from instruct_lm.training.checkpoints import clear_parts, load_checkpoint
 from instruct_lm.training.signals import StopSignals
+
+log = logging.getLogger(__name__)
 
 
 class SaveBest(Callback):
@@ -34,7 +37,8 @@ class SaveBest(Callback):
         if self.value < math.inf:
             try:
                 load_checkpoint(self.path)
-            except InputError:
+            except InputError as error:
+                log.warning("%s\nThe next validation gives new best weights, better or worse than those.", error)
                 self.value = math.inf
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

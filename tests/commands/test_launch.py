@@ -1,5 +1,6 @@
 """Several processes of a command: what is refused, and how their ends become one."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -138,18 +139,7 @@ def test_a_signal_reaches_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_signals_become_errors_and_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StoppedError, match="SIGTERM") as stopped, processes.stopping():
-        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(StoppedError, match="SIGTERM") as stopped, processes.stopping(), contextlib.suppress(Exception):
+        signal.raise_signal(signal.SIGTERM)  # what suppresses errors, as around a damaged file, does not suppress it
     assert stopped.value.status == 143
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_library_that_goes_on_after_errors_does_not_swallow_a_signal() -> None:
-    def library() -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except Exception:
-            pytest.fail("the signal is lost")
-
-    with pytest.raises(StoppedError, match="SIGINT"), processes.stopping():
-        library()

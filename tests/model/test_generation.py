@@ -182,3 +182,10 @@ def test_smollm2_continues_as_llama_cpp_does(smollm2_gguf: Path) -> None:
     server = xllamacpp.Server(params)
     answers = [server.handle_completions({"prompt": prompt, "max_tokens": 24, "temperature": 0}) for prompt in ids]
     assert ours == [answer["choices"][0]["text"] for answer in answers]
+
+
+def test_a_lower_precision_generates_what_its_naive_loop_does(model: GPT) -> None:
+    """Under autocast keys and values come in another dtype than the cache has."""
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, [[1, 2, 3]], max_new_tokens=4, end_tokens=[END]) == [naive(model, [1, 2, 3], 4)]
