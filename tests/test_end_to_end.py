@@ -632,11 +632,12 @@ def test_a_sweep_refuses_a_folder_with_other_settings(command: Any, tmp_path: Pa
     status, err = command("train", *settings, "optimizer.lr=0.5")
     assert (status, "optimizer.lr=5e-05, not 0.5" in err) == (0, False)  # another name, another folder
     config = next(Path("sweep").glob("0_*trainer-debug/.hydra/config.yaml"))
-    config.write_text(config.read_text().replace("lr: 5.0e-05", "lr: 0.25"))
+    written = config.read_text()
+    config.write_text(written.partition("\n")[2].replace("lr: 5.0e-05", "lr: 0.25"))  # without the hash of its lines
     status, err = command("train", *settings)
     assert status == 2
     assert "optimizer.lr=0.25, not 5e-05. Leave out what differs, or start a run in another output_dir" in err
-    config.write_text(config.read_text().replace("lr: 0.25", "lr: 5.0e-05"))
+    config.write_text(written)
     Path(config.parents[1], "checkpoints", "last.ckpt").unlink()
     Path(config.parents[1], "summary.json").write_text("{}")
     status, err = command("train", *settings)

@@ -1,5 +1,6 @@
 """Run folders: what a run's own folder says of it, and what a command that goes on from it may change."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,8 @@ FROM_RUN = ("model", "data", "prompt", "lora", "generation", "seed", "cache_dir"
 FIXED_BY_RUN = ("model", "prompt", "lora", "seed")
 """Those of them that cannot be given: the weights were trained with them."""
 
+_HASH = "# sha256 of the lines below: "
+
 SPLIT_KEYS = ("data.train_fraction", "data.test_fraction", "data.shuffle", "data.limit", "data.columns", "data.clean")
 """Another value would move entries that the run was trained on into the split to evaluate."""
 
@@ -76,7 +79,11 @@ def load_run_config(run: str | Path) -> TrainConfig:
     path = folder / CONFIG_FILE
     try:
         values = read_plain_yaml(path)
-        return make_config(TrainConfig, {**values, "output_dir": str(folder)}, combinations=False)
+        config = make_config(TrainConfig, {**values, "output_dir": str(folder)}, combinations=False)
+        first, _, lines = path.read_text(encoding="utf-8").partition("\n")
+        if first.startswith(_HASH) and first != _hash_line(lines):
+            raise InputError("Its lines have changed since the run wrote them. On purpose? Then delete the first line.")
+        return config
     except (TypeError, InputError) as error:
         raise InputError(f"{path} is damaged or of another version: train anew, or correct it.\n{error}") from error
 
@@ -247,6 +254,11 @@ def evaluation_is_current(run: Path, folder: Path, checkpoint: str) -> bool:
 
 
 def save_config(config: TrainConfig) -> None:
-    """Write `.hydra/config.yaml`; the folder itself is left out, so that it may be moved."""
+    """Write `.hydra/config.yaml`, with its hash first; the folder itself is left out, so that it may be moved."""
     values = config.model_dump() | {"output_dir": None, "resume": None}
-    write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), config.folder / CONFIG_FILE)
+    lines = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_text(f"{_hash_line(lines)}\n{lines}", config.folder / CONFIG_FILE)
+
+
+def _hash_line(lines: str) -> str:
+    return _HASH + hashlib.sha256(lines.encode()).hexdigest()

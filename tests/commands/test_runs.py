@@ -399,3 +399,15 @@ def test_a_complete_run_says_which_checkpoint_is_lost(run: Any, command: Any) ->
         damage()
         with pytest.raises(InputError, match=r"its best weights are lost: .*best\.ckpt.* evaluate.py run=.*=last"):
             has_kept(config)
+
+
+def test_a_configuration_with_a_flipped_bit_is_refused(run: Any, command: Any) -> None:
+    path = run("optimizer.lr=5e-4") / ".hydra" / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("lr: 0.0005", "lr: 0.0004"))
+    status, err, seen = command("train", "resume=run")
+    assert (status, seen) == (2, [])
+    assert "config.yaml is damaged or of another version" in err
+    assert "Then delete the first line." in err
+    path.write_text(path.read_text().partition("\n")[2])  # as the message says
+    assert load_run_config("run").optimizer.lr == 4e-4
