@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import evaluate
 from instruct_lm.commands import launch
 from instruct_lm.commands.folders import record_dir, train_dir
 from instruct_lm.errors import InputError, RunError, StoppedError
@@ -78,6 +79,16 @@ def test_only_the_first_of_torchruns_processes_records_settings(
 def test_answers_are_not_sharded() -> None:
     with pytest.raises(InputError, match="whole model"):
         launch.check_answering(typed("evaluate", "device.strategy=fsdp2").device)
+
+
+def test_an_evaluation_that_lost_a_process_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def died(number: int, folder: Path) -> int:
+        raise launch.ProcessError(f"Process 1 of {number} was ended by SIGKILL.")
+
+    monkeypatch.setattr(launch, "run_processes", died)
+    config = typed("evaluate", "model=gpt2-tiny", "data=sample", "device=cpu", "device.devices=2")
+    with pytest.raises(RunError, match=r"of 2 was ended by SIGKILL\.\nThe answers so far are kept: repeat"):
+        evaluate.respond(config, None, {})
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, number: int = 2) -> int:
