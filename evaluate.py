@@ -11,7 +11,7 @@ from instruct_lm.commands.hydra_app import hydra_command
 from instruct_lm.commands.origins import check_origin, local_contents
 from instruct_lm.commands.runs import checkpoint_path
 from instruct_lm.config import EvaluateConfig, JudgeConfig
-from instruct_lm.errors import StoppedError
+from instruct_lm.errors import RunError, StoppedError
 from instruct_lm.io import processes
 from instruct_lm.io.files import content_hash, shown
 from instruct_lm.io.records import write_record
@@ -62,8 +62,13 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     from instruct_lm.evaluation.responses import save_responses
 
     number = launch.processes_to_start(config.device, build.choose_accelerator(config.device))
-    if number > 1 and (status := launch.run_processes(number, config.folder)):
-        raise StoppedError("Repeat the command to go on.", status - 128) if status > 128 else SystemExit(status)
+    if number > 1:
+        try:
+            status = launch.run_processes(number, config.folder)
+        except launch.ProcessError as error:
+            raise RunError(f"{error}\nThe answers so far are kept: repeat the command to go on.") from error
+        if status:
+            raise StoppedError("Repeat the command to go on.", status - 128) if status > 128 else SystemExit(status)
     launch.watch_parent()
     fetcher = build.build_fetcher(config)
     if config.run is not None:

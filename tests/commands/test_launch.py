@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+import evaluate
 from instruct_lm.commands import launch
 from instruct_lm.commands.folders import record_dir, train_dir
 from instruct_lm.errors import InputError, RunError, StoppedError
 from instruct_lm.io import processes
-from instruct_lm.io.locks import own, release
+from instruct_lm.io.locks import LOCK, own
 from instruct_lm.io.run_files import CONFIG_FILE
 from tests.run_commands import typed
 
@@ -81,6 +83,16 @@ def test_answers_are_not_sharded() -> None:
         launch.check_answering(typed("evaluate", "device.strategy=fsdp2").device)
 
 
+def test_an_evaluation_that_lost_a_process_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def died(number: int, folder: Path) -> int:
+        raise launch.ProcessError(f"Process 1 of {number} was ended by SIGKILL.")
+
+    monkeypatch.setattr(launch, "run_processes", died)
+    config = typed("evaluate", "model=gpt2-tiny", "data=sample", "device=cpu", "device.devices=2")
+    with pytest.raises(RunError, match=r"of 2 was ended by SIGKILL\.\nThe answers so far are kept: repeat"):
+        evaluate.respond(config, None, {})
+
+
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, number: int = 2) -> int:
     """Runs a Python script as several processes; it knows its number as `rank`."""
     script = folder / "script.py"
@@ -119,10 +131,8 @@ def test_a_folder_stays_locked_while_one_of_the_processes_lives(tmp_path: Path) 
         with pytest.raises(InputError, match="in use"):
             own(tmp_path / "run")
         parent.stdin.close()  # which ends the others
-        while parent.stdout.read():
-            pass
-    own(tmp_path / "run")
-    release()
+    with FileLock(tmp_path / "run" / LOCK, timeout=60):  # it waits until they have gone
+        pass
 
 
 @pytest.mark.parametrize("told", [0, 1])
