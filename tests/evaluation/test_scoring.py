@@ -480,3 +480,8 @@ def test_a_real_llama_server_is_asked_by_many(smollm2_gguf, tmp_path, monkeypatc
         judge.close()
     assert [json.loads(item.raw)["score"] for item in in_process] == [item.score for item in in_process]
     assert [item.score for item in through_http[:3]] == [item.score for item in in_process]
+
+
+def test_without_a_judge_there_is_no_mean_not_even_with_failures_as_zero() -> None:
+    summary = summarise([ScoredEntry(0, None, None, True, 100.0, 100.0)], {"kind": "none"})
+    assert [summary[key] for key in ("scored", "failed", "mean", "mean_failed_as_zero")] == [0, 0, None, None]

@@ -284,3 +284,7 @@ def test_agreement_by_hand():
     # 4 pairs agree, 1 disagrees and 1 is tied in x: tau-b = 3 / sqrt(5 * 6)
     result = agreement([10, 20, 20, 40], [1, 3, 2, 2.5])
     assert result["kendall"] == pytest.approx(3 / 30**0.5)
+
+
+def test_entries_without_a_difference_leave_the_sign_flip_test_exact() -> None:
+    assert sign_flip_p_value([1.0, 1.0, 1.0] + [0.0] * 20) == 0.25  # 2 of the 8 signs; of 2^23 it would draw some

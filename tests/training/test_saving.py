@@ -1,0 +1,45 @@
+"""What takes whose place among checkpoints, and from which loss on a run has diverged."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from instruct_lm.training.divergence import Divergence
+from instruct_lm.training.saving import SaveBest, SaveLast
+from instruct_lm.training.signals import StopSignals
+
+
+def test_the_first_of_equally_good_weights_is_kept(tmp_path: Path) -> None:
+    saved: list[int] = []
+    trainer: Any = SimpleNamespace(save_checkpoint=lambda *_, **__: saved.append(trainer.global_step))
+    best, module = SaveBest(tmp_path / "best.ckpt"), Any
+    for step, loss in enumerate([1.0, 3.0, 2.0, 2.0, 2.5, 1.5]):  # the first is before training
+        trainer.global_step, trainer.callback_metrics = step, {"val/response_loss": loss}
+        best.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    assert saved == [1, 2, 5]
+
+
+def test_a_model_that_starts_worse_than_a_blind_guess_has_not_diverged_at_once() -> None:
+    divergence, module = Divergence(), SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=50)))
+    assert divergence.bound(module) == 2 * math.log(50)  # type: ignore[arg-type]
+    divergence.before = {"val/loss": 30.0, "val/perplexity": math.exp(30.0)}
+    assert divergence.bound(module) == pytest.approx(60.0)  # type: ignore[arg-type]
+
+
+def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    last.write_text("damaged")
+    previous.write_text("good")
+    progress = SimpleNamespace(current=SimpleNamespace(ready=1))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    trainer: Any = SimpleNamespace(ckpt_path=previous, global_step=1, is_global_zero=True, fit_loop=loop)
+    trainer.save_checkpoint = lambda path: path.write_text(f"step {trainer.global_step}")
+    save = SaveLast(last, previous, StopSignals())
+    save.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for step, kept in ((2, "good"), (3, "step 2")):
+        trainer.global_step = step
+        save.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        assert (last.read_text(), previous.read_text()) == (f"step {step}", kept)
