@@ -70,12 +70,13 @@ def test_only_the_first_of_torchruns_processes_records_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It owns the folder, or is refused; the others would write into a run of somebody else meanwhile."""
-    assert record_dir(str(tmp_path), "now") == ".hydra"
-    (tmp_path / CONFIG_FILE).parent.mkdir()
-    (tmp_path / CONFIG_FILE).touch()
-    assert record_dir(str(tmp_path), "now") == ".hydra/resumed/now"
+    run = tmp_path / "run"
+    assert record_dir(str(run), "now") == ".hydra"
+    (run / CONFIG_FILE).parent.mkdir(parents=True)
+    (run / CONFIG_FILE).touch()
+    assert record_dir(str(run), "now") == ".hydra/resumed/now"
     by_torchrun(monkeypatch, 2, 2)
-    assert record_dir(str(tmp_path), "now") is None
+    assert record_dir(str(run), "now") is None
 
 
 def test_answers_are_not_sharded() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from instruct_lm.data.datamodule import InstructionDataModule
@@ -50,11 +50,12 @@ def test_a_step_of_several_processes_holds_the_rows_of_one_process_with_their_ba
         list(sampler) for sampler in samplers(n, world_size, batch_size=batch_size, accumulate=accumulate, **options)
     ]
     steps = [
-        sorted(row for rank in ranks for micro in rank[start : start + accumulate] for row in micro.rows)
+        sorted(
+            row for rank in ranks for micro in rank[start : start + accumulate] if not micro.idle for row in micro.rows
+        )
         for start in range(0, len(ranks[0]), accumulate)
     ]
     whole = [sorted(micro.rows) for micro in one]
-    assume(len(whole[-1]) >= world_size)  # fewer rows have no step of their own
     assert steps == whole
 
 
