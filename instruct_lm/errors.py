@@ -97,12 +97,12 @@ class StoppedError(RunError):
         self.signal, self.status = signal, 128 + signal
 
 
-def listing(items: Sequence[str], most: int = 10) -> list[str]:
-    """The first items of a list in a message, and one that counts the rest.
+def listing(items: Sequence[str], most: int = 10, total: int | None = None) -> list[str]:
+    """The first items of a list in a message, and one that counts the rest, out of `total` where not all are held.
 
     Example:
         >>> listing(["entry 3", "entry 5", "entry 8"], most=2)
         ['entry 3', 'entry 5', 'and 1 more']
     """
-    rest = len(items) - most
+    rest = (len(items) if total is None else total) - most
     return [*items[:most], f"and {rest} more"] if rest > 0 else list(items)

@@ -65,8 +65,6 @@ def run_one_of_many(work: Callable[[], int], fail_fast: bool) -> None:
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
         stopped = isinstance(error, (StoppedError, KeyboardInterrupt))
-        if isinstance(error, KeyboardInterrupt):
-            status = 128 + signal.SIGINT
     finally:
         if own_process:
             release()  # joblib keeps the process, and with it the folder would stay locked

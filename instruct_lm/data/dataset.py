@@ -133,8 +133,7 @@ class _Faults:
             self.first.append(words)
 
     def listing(self) -> list[str]:
-        rest = self.count - len(self.first)
-        return [*self.first, f"and {rest} more"] if rest else self.first
+        return listing(self.first, _MOST_FAULTS, self.count)
 
 
 def _remedy(name: str, reader: RecordReader) -> str:
