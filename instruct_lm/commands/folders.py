@@ -10,7 +10,7 @@ from instruct_lm.commands.runs import find_run, is_begun
 from instruct_lm.errors import InputError
 from instruct_lm.io import processes
 from instruct_lm.io.locks import claim, own
-from instruct_lm.io.run_files import CONFIG_FILE, RESPONSES
+from instruct_lm.io.run_files import CONFIG_FILE, JOBS, RESPONSES
 
 
 def train_dir(output_dir: str | None, resume: str | None, default: str, *, start: bool = True) -> str:
@@ -39,6 +39,7 @@ def train_dir(output_dir: str | None, resume: str | None, default: str, *, start
     check_no_run(folder, holds_run=False)
     if (folder / RESPONSES).exists():
         raise InputError(f"output_dir={output_dir} holds an evaluation: give another folder.")
+    _check_no_multirun(folder)
     taken = _taken(folder, start)  # first: a run in use may have a checkpoint, and is not to be continued
     if is_begun(folder):
         way = command("train.py", resume=folder)
@@ -55,8 +56,10 @@ def evaluate_dir(
         InputError: `run` is no run folder, `output_dir` would be written over a run, or another process owns it.
     """
     if output_dir is not None:
-        check_no_run(Path(output_dir))
-        return _taken(Path(output_dir).expanduser(), start)
+        folder = Path(output_dir).expanduser()
+        check_no_run(folder)
+        _check_no_multirun(folder)
+        return _taken(folder, start)
     if run is None:
         return _claimed(default, start)
     return _taken(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"), start)
@@ -83,6 +86,11 @@ def record_dir(folder: str, now: str) -> str | None:
     if not processes.is_first():
         return None
     return f".hydra/resumed/{now}" if Path(folder, CONFIG_FILE).exists() else ".hydra"
+
+
+def _check_no_multirun(folder: Path) -> None:
+    if (folder / JOBS).exists():
+        raise InputError(f"output_dir={folder} holds a multirun. Give another folder, or go on with it by -m.")
 
 
 def _taken(folder: Path, start: bool) -> str:

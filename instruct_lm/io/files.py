@@ -44,6 +44,14 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def clear_parts(folder: Path) -> None:
+    """Delete the unfinished files in a folder of processes that are gone, killed while `replacing` wrote."""
+    for file in folder.glob("*.part"):
+        match = re.search(r"\.(\d+)\.part$", file.name)
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+            file.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_folder(path: Path, overwrite: bool = False, key: str = "output_dir") -> Iterator[Path]:
     """Make a folder that is there whole or not at all.

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from instruct_lm.errors import InputError, RunError
-from instruct_lm.io.files import shown
+from instruct_lm.io.files import clear_parts, shown
 
 LOCK, OWNER = ".lock", ".owner.json"
 """In an owned folder: the locked file, and who has locked it, in words for a message."""
@@ -54,6 +54,8 @@ def own(folder: Path) -> None:
         raise RunError(f"{folder / LOCK} cannot be locked ({error}), so two runs could mix there. {remedy}.") from error
     _held[folder] = lock
     _remember(str(folder), str(folder))
+    clear_parts(folder)  # nobody else writes here now
+    clear_parts(folder / ".hydra")
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     owner = {"pid": os.getpid(), "host": platform.node(), "command": command}
     with suppress(OSError):  # it is for a message alone

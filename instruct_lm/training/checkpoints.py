@@ -1,12 +1,10 @@
 """Checkpoint files: written atomically, checked when they are read, each with the id of its run."""
 
 import logging
-import re
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -130,11 +128,3 @@ def kept(run: Path) -> str:
     if LAST in steps:
         steps.pop(PREVIOUS, None)
     return " and ".join(f"{shown(run / name)} of step {step}" for name, step in steps.items())
-
-
-def clear_parts(folder: Path) -> None:
-    """Delete the unfinished files in a folder of processes that are gone, killed while they wrote."""
-    for file in folder.glob("*.part"):
-        match = re.search(r"\.(\d+)\.part$", file.name)
-        if match and (int(match[1]) == psutil.Process().pid or not psutil.pid_exists(int(match[1]))):
-            file.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import Callback
 
 from instruct_lm.data.batching import Batch
 from instruct_lm.errors import InputError, StoppedError
-from instruct_lm.training.checkpoints import clear_parts, load_checkpoint
+from instruct_lm.io.files import clear_parts
+from instruct_lm.training.checkpoints import load_checkpoint
 from instruct_lm.training.signals import StopSignals
 
 log = logging.getLogger(__name__)

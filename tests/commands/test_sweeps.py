@@ -234,6 +234,14 @@ def test_a_killed_job_counts_as_not_complete(command: Any) -> None:
     assert [(job.name, job.words) for job in unfinished_jobs(folder)] == [(run.name, "killed, or still running")]
 
 
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_no_other_command_writes_among_the_jobs_of_a_sweep(command: Any, name: str) -> None:
+    sweep(command)
+    status, err, seen = command(name, "data=sample", "output_dir=sweep")
+    assert (status, seen) == (2, [])
+    assert "output_dir=sweep holds a multirun" in err
+
+
 def test_jobs_never_share_a_folder(command: Any) -> None:
     for name in ("a.json", "b.json"):
         Path(name).write_text("[]")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import CONTENTS, content_hash, new_folder, replacing, sha256_of, write_json
+from instruct_lm.io.files import CONTENTS, clear_parts, content_hash, new_folder, replacing, sha256_of, write_json
 
 
 def test_a_replaced_file_appears_at_the_end_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -134,3 +134,12 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     for length in (250, 300):
         with pytest.raises(InputError, match="File name too long"), new_folder(tmp_path / ("a" * length)):
             pass
+
+
+def test_unfinished_files_of_dead_processes_go(tmp_path: Path) -> None:
+    dead = 2**22 + 1  # above Linux's largest process id
+    names = [f"last.ckpt.{pid}.part" for pid in (dead, os.getpid(), os.getppid())]
+    for name in [*names, f"best.ckpt.{dead}.part", "last.ckpt", "mine.part"]:
+        (tmp_path / name).touch()
+    clear_parts(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {names[2], "last.ckpt", "mine.part"}

@@ -37,7 +37,10 @@ def test_the_second_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
         locks.own(tmp_path / "run")
     other.kill()  # a stale lock is not in the way
     other.wait()
+    unfinished = tmp_path / "run" / f"summary.json.{other.pid}.part"
+    unfinished.touch()
     locks.own(tmp_path / "run")
+    assert not unfinished.exists()
     locks.own(tmp_path / "run" / "." / "")  # of this process already
     assert (tmp_path / "run" / ".owner.json").is_file()
 

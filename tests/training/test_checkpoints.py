@@ -10,7 +10,7 @@ import torch
 
 from instruct_lm.errors import InputError
 from instruct_lm.io.run_files import BEST, LAST, PREVIOUS
-from instruct_lm.training.checkpoints import AtomicCheckpointIO, clear_parts, kept, load_checkpoint, sound_checkpoint
+from instruct_lm.training.checkpoints import AtomicCheckpointIO, kept, load_checkpoint, sound_checkpoint
 
 
 def write(path: Path, step: int = 1, run_id: str | None = "mine") -> Path:
@@ -110,12 +110,3 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
         write(path, 2)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_unfinished_files_of_dead_processes_go(tmp_path: Path) -> None:
-    dead = 2**22 + 1  # above Linux's largest process id
-    names = [f"last.ckpt.{pid}.part" for pid in (dead, os.getpid(), os.getppid())]
-    for name in [*names, f"best.ckpt.{dead}.part", "last.ckpt", "mine.part"]:
-        (tmp_path / name).touch()
-    clear_parts(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {names[2], "last.ckpt", "mine.part"}
