@@ -106,7 +106,7 @@ class InstructionDataModule(pl.LightningDataModule):
         super().__init__()
         self.prompt_style = get_style(self.style, self.tokenizer)
         self.encoded: dict[str, BatchDataset] = {}
-        self.step_size: int | None = None
+        self.step_size = 0
         # A row's last token is no input, so a row of block_size + 1 fits; block_size keeps room for one in generation.
         self.max_length = self.max_length or self.block_size
 
@@ -205,7 +205,7 @@ class InstructionDataModule(pl.LightningDataModule):
             accumulate=trainer.accumulate_grad_batches if trainer and shuffle else 1,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            step_size=self.step_size if shuffle else None,
+            step_size=self.step_size if shuffle else 0,
             shuffle=shuffle,
             seed=self.seed,
             group_by_length=self.group_by_length or not shuffle,

@@ -38,7 +38,7 @@ class StepSampler(Sampler[MicroBatch]):
         batch_size: Most rows of a micro-batch.
         accumulate: Number of micro-batches of an optimizer step in each process.
         rank, world_size: Number of this process, from 0, and number of processes.
-        step_size: Number of rows of an optimizer step in all processes together; None: ``batch_size`` times
+        step_size: Number of rows of an optimizer step in all processes together; 0: ``batch_size`` times
             ``accumulate`` times ``world_size``. A run that goes on with another number of processes gives its own, and
             ``accumulate`` follows.
         shuffle: Whether each epoch has a new order.
@@ -76,7 +76,7 @@ class StepSampler(Sampler[MicroBatch]):
     accumulate: int = 1
     rank: int = 0
     world_size: int = 1
-    step_size: int | None = None
+    step_size: int = 0
     shuffle: bool = True
     seed: int = 123
     group_by_length: bool = False
@@ -84,8 +84,7 @@ class StepSampler(Sampler[MicroBatch]):
     start: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.step_size is None:
-            self.step_size = self.batch_size * self.accumulate * self.world_size
+        self.step_size = self.step_size or self.batch_size * self.accumulate * self.world_size
         self.accumulate = self._micro_batches(self.step_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -93,7 +92,7 @@ class StepSampler(Sampler[MicroBatch]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.lengths), self.step_size or 1)
+        full, rest = divmod(len(self.lengths), self.step_size)
         return full * self.accumulate + self._micro_batches(rest)
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -119,8 +118,7 @@ class StepSampler(Sampler[MicroBatch]):
         order = rng.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
         if self.group_by_length:
             order = order[np.argsort(self.lengths[order], kind="stable")]
-        size = self.step_size or 1
-        steps = np.split(order, range(size, len(order), size))
+        steps = np.split(order, range(self.step_size, len(order), self.step_size))
         if self.group_by_length and self.shuffle:  # the last step stays last, since it may be smaller
             steps = [steps[i] for i in (*rng.permutation(len(steps) - 1), len(steps) - 1)]
         return steps

@@ -54,7 +54,8 @@ def is_damaged(path: Path) -> bool:
 
     A file without a record, or one that somebody has put in its place since, is recorded as it is now.
     """
-    digest, recorded, now = _digest(path, _state(path)), "", _state(path)
+    now = _state(path)
+    digest, recorded = _digest(path, now), ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         recorded, _, state = beside(path, ".sha256").read_text().strip().partition(" ")
         recorded = recorded if state == now else ""
