@@ -1,5 +1,6 @@
 """The `key=value` arguments of a command line, checked before Hydra composes them, and the help that lists the keys."""
 
+import shlex
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -11,7 +12,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from pydantic.fields import FieldInfo
 
-from instruct_lm.commands import runs
+from instruct_lm.commands import pasting, runs
 from instruct_lm.commands.check_config import all_keys, find_faults, nest, no_such_key
 from instruct_lm.config import COMMANDS
 from instruct_lm.errors import InputError
@@ -36,7 +37,8 @@ def check_arguments(name: str) -> bool:
             overrides += parser.parse_overrides([line])
         except OverrideParseException as error:
             key, equals, value = error.override.partition("=")
-            remedy = f"""quote such a value twice: '{key}="{value}"'.""" if equals else "write key=value."
+            quoted = shlex.quote(pasting.override(key, value))
+            remedy = f"quote such a value twice: {quoted}" if equals else "write key=value."
             faults.append(f"{error.override} cannot be read: {remedy}")
     overrides = [override for override in overrides if not override.is_hydra_override()]
     multirun = args.multirun or _asks_for_multirun(overrides)

@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import subprocess
 import sys
 import traceback
@@ -48,6 +49,7 @@ MISTAKES = [
     (["~trainer.max_epochs"], ["~trainer.max_epochs", "Set it to null"]),
     (["seed=1,2"], ["seed=1,2", "add -m (--multirun)"]),
     (["foo"], ["foo cannot be read", "write key=value"]),
+    (["data.source=it's (1)"], ["cannot be read: quote such a value twice: " + shlex.quote('data.source="it\'s (1)"')]),
     (["data.source=a=b.json"], ["data.source=a=b.json", """'data.source="a=b.json"'"""]),
     (["seed=[1"], ["seed=[1", "quote"]),
     (["+experiment=demo"], ["without the +"]),
