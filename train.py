@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> int:
     from instruct_lm.training.checkpoints import sound_checkpoint
     from instruct_lm.training.divergence import Divergence
     from instruct_lm.training.memory import describe, free_memory, peak_memory
-    from instruct_lm.training.trainer import check_limits, make_trainer, record_hparams, why_ended
+    from instruct_lm.training.trainer import check_limits, epochs_done, make_trainer, record_hparams, why_ended
 
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> int:
         "trained_parameters": sum(p.numel() for p in tuner.model.parameters() if p.requires_grad),
         "entries": {name: len(part) for name, part in data.splits._asdict().items()},
         "prompt_loss_weight": data.prompt_loss_weight,
-        "epochs": trainer.current_epoch,
+        "epochs": epochs_done(trainer),
         "steps": trainer.global_step,
         "ended": why_ended(trainer),
         "seconds": round(time.perf_counter() - started, 1),

@@ -1,6 +1,7 @@
 """Lightning's trainer with this project's callbacks, and a run's settings and metrics for TensorBoard's HParams."""
 
 import logging
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -124,10 +125,15 @@ def check_limits(config: TrainConfig, checkpoint: Resumable) -> None:
 
 def why_ended(trainer: pl.Trainer) -> str:
     """The limit that ended training: ``max_steps``, ``max_epochs`` or ``patience``."""
-    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
-        return "max_steps"
-    over = trainer.max_epochs in (-1, None) or trainer.current_epoch < trainer.max_epochs
-    return "patience" if over else "max_epochs"
+    if trainer.global_step < trainer.estimated_stepping_batches:
+        return "patience"
+    return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
+
+
+def epochs_done(trainer: pl.Trainer) -> float:
+    """The epochs of a run so far; Lightning's count of one that ended in the middle depends on how the run ended."""
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return round(trainer.global_step / steps, 2)
 
 
 def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[str, Any]) -> None:
