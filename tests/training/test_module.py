@@ -1,9 +1,12 @@
 """What a training run computes: the same step by layout, accumulation and interruption."""
 
+import itertools
 import json
 import os
+import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -199,6 +202,21 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
         torch.testing.assert_close(
             module.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+def test_random_numbers_depend_on_seed_epoch_micro_batch_and_process_alone() -> None:
+    model = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))
+
+    def drawn(seed: int, epoch: int, batch: int, process: int) -> tuple[float, float, float]:
+        tuner = InstructionTuner(model, seed=seed)
+        tuner.trainer = SimpleNamespace(current_epoch=epoch, global_rank=process, accumulate_grad_batches=2)
+        tuner.on_train_batch_start(None, batch)
+        return torch.rand(1).item(), random.random(), float(np.random.rand())
+
+    places = list(itertools.product(range(3), repeat=4))
+    draws = [drawn(*place) for place in places]
+    assert [len(set(of_one)) for of_one in zip(*draws, strict=True)] == [81] * 3
+    assert [drawn(*place) for place in places] == draws
 
 
 def test_a_signal_while_the_last_step_is_saved_is_not_lost(data_file: Path, tmp_path: Path) -> None:
