@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from instruct_lm.training import saving
 from instruct_lm.training.divergence import Divergence
 from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.signals import StopSignals
@@ -43,3 +44,28 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_one_before(tmp_p
         trainer.global_step = step
         save.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
         assert (last.read_text(), previous.read_text()) == (f"step {step}", kept)
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "expected"), [(None, 2, [3, 6]), (2, 60, [2, 4, 6]), (4, 2, [3, 6]), (None, 60, [])]
+)
+def test_a_checkpoint_is_due_after_its_steps_or_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int | None, minutes: float, expected: list[int]
+) -> None:
+    progress = SimpleNamespace(current=SimpleNamespace(ready=1))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda due, all: due)
+    trainer: Any = SimpleNamespace(
+        ckpt_path=None, global_step=0, accumulate_grad_batches=1, is_global_zero=True, fit_loop=loop, strategy=strategy
+    )
+    saved: list[int] = []
+    trainer.save_checkpoint = lambda path: path.touch() or saved.append(trainer.global_step)
+    save = SaveLast(tmp_path / "last.ckpt", tmp_path / "previous.ckpt", StopSignals(), steps, minutes)
+    for step in range(8):
+        now = step * 50.0  # seconds
+        monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda now=now: now))
+        trainer.global_step = step
+        if step == 0:
+            save.on_train_start(trainer, None)  # type: ignore[arg-type]
+        save.on_train_batch_start(trainer, None, None, step)  # type: ignore[arg-type]
+    assert saved == expected
