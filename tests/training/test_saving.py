@@ -1,14 +1,16 @@
 """What takes whose place among checkpoints, and from which loss on a run has diverged."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from instruct_lm.training import saving
-from instruct_lm.training.divergence import Divergence
+from instruct_lm.training.divergence import DivergedError, Divergence
 from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.signals import StopSignals
 
@@ -28,6 +30,43 @@ def test_a_model_that_starts_worse_than_a_blind_guess_has_not_diverged_at_once()
     assert divergence.bound(module) == 2 * math.log(50)  # type: ignore[arg-type]
     divergence.before = {"val/loss": 30.0, "val/perplexity": math.exp(30.0)}
     assert divergence.bound(module) == pytest.approx(60.0)  # type: ignore[arg-type]
+
+
+class Tuner(torch.nn.Linear):
+    """What divergence knows of a tuner: parameters, and a model with its vocabulary."""
+
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=50))
+
+
+def told(metrics: dict[str, float], accumulate: int = 1) -> Any:
+    """A trainer after its third step."""
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    known = {"callback_metrics": metrics, "accumulate_grad_batches": accumulate, "strategy": strategy}
+    return SimpleNamespace(**known, global_step=3, world_size=1)
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/response_loss"])
+@pytest.mark.parametrize(
+    ("loss", "good"),
+    [(math.nan, False), (math.inf, False), (2.001 * math.log(50), False), (1.999 * math.log(50), True)],
+)
+def test_a_run_ends_where_any_loss_is_not_finite_or_explodes(name: str, loss: float, good: bool) -> None:
+    divergence, tuner, trainer = Divergence(), Tuner(2, 2), told({"train/loss": 1.0, "val/loss": 1.0, name: loss})
+    with nullcontext() if good else pytest.raises(DivergedError, match=f"at step 3: {name} is {loss:.4g}"):
+        if name == "train/loss":
+            divergence.on_train_batch_end(trainer, tuner, None, None, 0)  # type: ignore[arg-type]
+        else:
+            divergence.on_validation_end(trainer, tuner)
+
+
+def test_the_entries_of_the_step_alone_are_named() -> None:
+    divergence, tuner = Divergence(), Tuner(2, 2)
+    tuner.bias.data[1] = math.nan
+    trainer = told({}, accumulate=2)
+    for i, entries in enumerate([(1, 2), (3, 4), (5, 6), (7,)]):
+        divergence.on_train_batch_start(trainer, tuner, SimpleNamespace(entries=entries), i)  # type: ignore[arg-type]
+    with pytest.raises(DivergedError, match=r"weights are no longer finite. The step's entries: 5, 6, 7\.$"):
+        divergence.on_save_checkpoint(trainer, tuner, {})
 
 
 def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
