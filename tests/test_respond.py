@@ -126,6 +126,16 @@ def test_a_style_that_fills_the_model_is_named() -> None:
         Responder(small, BYTES, STYLES["alpaca"]).answer([EXAMPLE])
 
 
+@pytest.mark.parametrize(("own", "room"), [(297, 2), (298, 1), (299, 0)])
+def test_a_style_that_nearly_fills_the_model_leaves_the_answer_what_room_there_is(own: int, room: int) -> None:
+    tight = Responder(MODEL, BYTES, PlainStyle("long", "Q" * (own - 1), "", "", "A"))  # of 300 tokens
+    if room:
+        assert tight.answer([Conversation.of("x", "", "")])[0].tokens == room
+    else:
+        with pytest.raises(InputError, match="prompt=long takes 299 tokens, which leaves no room for an answer"):
+            tight.answer([Conversation.of("x", "", "")])
+
+
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
