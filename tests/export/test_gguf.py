@@ -246,15 +246,22 @@ def test_every_end_token_ends_a_response(name: str, style: str, tmp_path: Path) 
         assert server.post("/completion", **ordinary)["stop_type"] == "limit"
 
 
-def test_an_end_token_without_a_place_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("others", "named"), [(["<a>", "<b>", "<c>"], ["<c>"]), (["<|end_of_text|>", "<a>", "<b>"], [])]
+)
+def test_end_tokens_that_llama_cpp_does_not_know_take_the_places_and_one_without_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, others: list[str], named: list[str]
+) -> None:
     made = train("llama-bpe")
     made.add_special_tokens(["<a>", "<b>", "<c>"])
-    ends = [made.token_to_id(text) for text in ("<|eot_id|>", "<a>", "<b>", "<c>")]
-    config = {"tokenizer_config": KINDS["llama-bpe"].settings, "generation_config": {"eos_token_id": ends}}
+    ids = {text: made.token_to_id(text) for text in ("<|eot_id|>", *others)}
+    config = {"tokenizer_config": KINDS["llama-bpe"].settings, "generation_config": {"eos_token_id": [*ids.values()]}}
     tokenizer = load_tokenizer(write_folder(tmp_path / "base", made, **config))
     with caplog.at_level(logging.WARNING):
-        save_gguf(small_responder(tokenizer), tmp_path, "f32", "model")
-    assert "llama.cpp does not end at <c>" in caplog.text
+        file = save_gguf(small_responder(tokenizer), tmp_path, "f32", "model")
+    places = [read_gguf(file).metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert places == [ids[text] for text in ("<|eot_id|>", "<a>", "<b>")]
+    assert re.findall("llama.cpp does not end at (.+?)[.]", caplog.text) == named
 
 
 def test_llama_cpp_samples_as_the_run_does(tmp_path: Path) -> None:
