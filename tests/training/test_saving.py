@@ -25,6 +25,25 @@ def test_the_first_of_equally_good_weights_is_kept(tmp_path: Path) -> None:
     assert saved == [1, 2, 5]
 
 
+@pytest.mark.parametrize("content", [None, "damaged", "whole"])
+def test_best_weights_that_are_lost_do_not_keep_out_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    best, trainer = SaveBest(tmp_path / "best.ckpt"), SimpleNamespace(global_step=4, callback_metrics={})
+    if content == "whole":
+        torch.save({"state_dict": {}}, best.path)
+    elif content is not None:
+        best.path.write_text(content)
+    best.load_state_dict({"value": 2.0})
+    best.on_train_start(trainer, None)  # type: ignore[arg-type]
+    lost = content != "whole"
+    assert (best.value, "The next validation gives new best weights" in caplog.text) == (
+        math.inf if lost else 2.0,
+        lost,
+    )
+    assert best.state_dict() == {"value": best.value}
+
+
 def test_a_model_that_starts_worse_than_a_blind_guess_has_not_diverged_at_once() -> None:
     divergence, module = Divergence(), SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=50)))
     assert divergence.bound(module) == 2 * math.log(50)  # type: ignore[arg-type]
