@@ -42,7 +42,8 @@ def test_tensors_are_read_where_another_writer_put_them(tmp_path: Path, alignmen
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     if alignment is not None:
         writer.add_custom_alignment(alignment)
-    values = {name: np.random.default_rng(i).random((3, 5), np.float32) for i, name in enumerate("abc")}
+    shapes = [(5,), (3, 5), (128, 3), (200, 2), (3, 43, 2)]
+    values = {f"t{i}": np.random.default_rng(i).random(shape, np.float32) for i, shape in enumerate(shapes)}
     for name, tensor in values.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -7,6 +7,7 @@ import random
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,12 +19,16 @@ from instruct_lm.data.batching import collate
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.pieces import Kind
+from instruct_lm.data.prompts import CHATML
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import StoppedError
 from instruct_lm.fast import accelerate
+from instruct_lm.io.conf_files import model_config
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
 from instruct_lm.respond import Responder
+from instruct_lm.training import module as module_file
 from instruct_lm.training.checkpoints import AtomicCheckpointIO
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
@@ -272,15 +277,16 @@ def test_adafactor_lowers_the_loss(data_file: Path, tmp_path: Path) -> None:
     assert recorder.losses[-1] < recorder.losses[0] - 0.1
 
 
-def test_only_matrices_decay(data_file: Path, tmp_path: Path) -> None:
-    module, datamodule = build(data_file)
-    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
-    runner.fit(module, datamodule)
-    decayed, kept = runner.optimizers[0].param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert kept["weight_decay"] == 0.0
+@pytest.mark.parametrize("kind", [{}, {"in_backward": True}, {"name": "adafactor"}])
+def test_an_optimizer_has_its_settings_and_only_matrices_decay(kind: dict[str, Any]) -> None:
+    settings = OptimizerSettings(lr=3e-4, weight_decay=0.2, beta1=0.8, beta2=0.95, eps=1e-6, **kind)
+    decayed, kept = settings.build(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.2, 0.0)
     assert {p.dim() for p in decayed["params"]} == {2}
     assert {p.dim() for p in kept["params"]} == {1}
+    for group in (decayed, kept):
+        assert group["lr"] == 3e-4
+        assert settings.name != "adamw" or (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +342,21 @@ def test_a_checkpoint_of_adapters_alone_loads_into_a_tuner_adapted_after_it_was_
         assert trained.global_step == (4 if resumed else 2)
         trained.save_checkpoint(path)
     assert all("lora_" in name for name in torch.load(path, weights_only=True)["state_dict"])
+
+
+def test_the_files_of_a_pretrained_model_are_held_against_their_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[str, str | None]] = []
+    model, tokenizer = GPT(GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=4)), load_tokenizer("bytes")
+    monkeypatch.setattr(
+        Fetcher, "fetch", lambda self, source, *, sha256=None: fetched.append((source, sha256)) or Path(source)
+    )
+    monkeypatch.setattr(module_file, "load_pretrained", lambda config, path: model)
+    monkeypatch.setattr(module_file, "load_tokenizer", lambda path: tokenizer)
+    tuner = InstructionTuner.from_pretrained("smollm2-135m", style="chatml", max_new_tokens=7)
+    wanted = model_config("smollm2-135m")
+    assert fetched == [(wanted.weights, wanted.weights_sha256), (wanted.tokenizer, wanted.tokenizer_sha256)]
+    assert None not in dict(fetched).values()
+    assert tuner.responder == Responder(model, tokenizer, CHATML, 7)
 
 
 def test_a_step_without_weight_names_its_entries(data_file: Path) -> None:
