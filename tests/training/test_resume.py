@@ -26,6 +26,7 @@ from instruct_lm.io.run_files import BEST, PREVIOUS
 from instruct_lm.training.callbacks import Throughput
 from instruct_lm.training.checkpoints import Resumable, load_checkpoint, sound_checkpoint
 from instruct_lm.training.divergence import DivergedError, Divergence
+from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.trainer import check_limits, make_trainer, why_ended
 from tests.run_commands import typed
 
@@ -211,6 +212,12 @@ def test_a_ruined_state_is_never_kept(data_file: Path, tmp_path: Path, ruin: flo
     assert last.step == 5
     assert load_checkpoint(tmp_path / PREVIOUS)["global_step"] == 4
     assert load_checkpoint(tmp_path / BEST)["global_step"] == 3
+
+
+def test_what_judges_a_state_stands_before_what_keeps_it(data_file: Path, tmp_path: Path) -> None:
+    callbacks = make_trainer(tiny(data_file, tmp_path), "cpu", [Divergence()]).callbacks  # type: ignore[attr-defined]
+    kinds = [type(callback) for callback in callbacks]
+    assert kinds.index(Divergence) < kinds.index(SaveBest) < kinds.index(SaveLast) == len(kinds) - 1
 
 
 @pytest.fixture
