@@ -78,6 +78,12 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
             save_pretrained(model, BYTES, tmp_path / "f32")
 
 
+def test_tensors_begin_at_a_multiple_of_8_bytes(tmp_path: Path) -> None:
+    for n in range(1, 9):
+        write_safetensors([Piece("x" * n, (2,), torch.ones(2))], tmp_path)
+        assert int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
 @pytest.mark.parametrize(("limit", "held"), [(24, [3]), (23, [2, 1]), (16, [2, 1]), (15, [1, 1, 1]), (1, [1, 1, 1])])
 def test_a_shard_holds_what_fits_and_at_least_one_tensor(tmp_path: Path, limit: int, held: list[int]) -> None:
     tensors = [Piece(name, (2,), torch.tensor([float(i), 0.5])) for i, name in enumerate("abc")]  # of 8 bytes each
