@@ -83,7 +83,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         save_pretrained(model, load_tokenizer("bytes"), folder / name)
         PLACES[name] = str(folder / name / "model.safetensors")
     tokenizer = write_folder(folder / "tokenizer", train_tokenizer("gpt-2"))
-    PLACES.update(tokenizer=str(tokenizer / "tokenizer.json"), wrong_sha256="0" * 64)
+    PLACES.update(tokenizer=str(tokenizer / "tokenizer.json"), wrong_sha256="a" * 64)
     PLACES.update(cache=str(folder / "cache"), other_cache=str(folder / "other_cache"), here=str(folder))
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -101,7 +101,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def config(command: str, *overrides: str) -> Any:
-    return typed(command, *(Template(override).substitute(PLACES) for override in overrides))
+    given = [Template(override).substitute(PLACES) for override in overrides]
+    try:
+        return typed(command, *given)
+    except InputError as error:  # which shows that a value is checked, not that it acts
+        pytest.fail(f"the configuration refuses {given}: {error}")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -332,7 +336,12 @@ ACTS: dict[Callable[..., Any], list[str]] = {
         *("generation.temperature=2 generation.top_k=1", "generation.temperature=2 generation.top_p=0.1"),
         "generation.temperature=2 generation.seed=5",
     ],
-    judging: [*of_both(JUDGING), "judge.kind=none", "second_judge.kind=reference", "responses=$fewer_answers"],
+    judging: [
+        *of_both(JUDGING),
+        f"{SERVED} judge.kind=reference",
+        "second_judge.kind=reference",
+        "responses=$fewer_answers",
+    ],
     judge: of_both(JUDGE),
     evaluation: ["run=$run", "run=$run run=$other_run", "run=$run checkpoint=last", "split=validation"],
     exported: [

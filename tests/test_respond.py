@@ -18,6 +18,7 @@ from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.respond import Responder, Response
+from tests.data.hub_tokenizers import train, write_folder
 
 BYTES = load_tokenizer("bytes")
 MODEL = GPT(GPTConfig(vocab_size=257, block_size=300, n_layer=1, n_head=1, n_embd=8)).init_weights(0)
@@ -126,6 +127,16 @@ def test_a_style_that_fills_the_model_is_named() -> None:
         Responder(small, BYTES, STYLES["alpaca"]).answer([EXAMPLE])
 
 
+@pytest.mark.parametrize(("own", "room"), [(297, 2), (298, 1), (299, 0)])
+def test_a_style_that_nearly_fills_the_model_leaves_the_answer_what_room_there_is(own: int, room: int) -> None:
+    tight = Responder(MODEL, BYTES, PlainStyle("long", "Q" * (own - 1), "", "", "A"))  # of 300 tokens
+    if room:
+        assert tight.answer([Conversation.of("x", "", "")])[0].tokens == room
+    else:
+        with pytest.raises(InputError, match="prompt=long takes 299 tokens, which leaves no room for an answer"):
+            tight.answer([Conversation.of("x", "", "")])
+
+
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
@@ -141,6 +152,21 @@ def test_a_style_that_fills_the_model_is_named() -> None:
 def test_answers_are_extracted(monkeypatch: pytest.MonkeyPatch, made: Sequence[int], expected: Response) -> None:
     monkeypatch.setattr("instruct_lm.respond.generate", lambda *_, **__: [[*made, BYTES.end_of_text]])
     assert responder().answer([EXAMPLE]) == [expected]
+
+
+@pytest.mark.parametrize(("style", "ended"), [("chatml", True), ("alpaca", False)])
+def test_the_end_token_of_a_style_ends_an_answer_where_no_file_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, style: str, ended: bool
+) -> None:
+    folder = write_folder(tmp_path, train("smollm"), tokenizer_config={"eos_token": "<|endoftext|>"})
+    tokenizer = load_tokenizer(folder)
+    made, told = [*tokenizer.encode("Blue."), tokenizer.control_tokens["<|im_end|>"]], set[int]()
+    monkeypatch.setattr(
+        "instruct_lm.respond.generate", lambda *_, **options: told.update(options["end_tokens"]) or [made]
+    )
+    response = Responder(MODEL, tokenizer, STYLES[style]).answer([EXAMPLE])[0]
+    assert (response.ended, made[-1] in told) == (ended, ended)
+    assert response.text == ("Blue." if ended else "Blue.<|im_end|>")
 
 
 def test_an_answer_without_end_token_did_not_end(monkeypatch: pytest.MonkeyPatch) -> None:

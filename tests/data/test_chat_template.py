@@ -126,7 +126,9 @@ def upstream() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **VARIABLES)
 
 
+BLANKS = st.sampled_from(["", "", " ", "\n", "\n ", " \n\n"])  # which templates strip or keep
 CONTENT = st.text(st.characters(categories=["L", "N", "P", "Z"], include_characters="\n"), min_size=1).filter(str.strip)
+CONTENT = st.tuples(BLANKS, CONTENT, BLANKS).map("".join)
 TURNS = st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3)
 
 

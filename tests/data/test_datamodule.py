@@ -69,12 +69,15 @@ def test_grouping_within_a_step_does_not_change_which_rows_share_it() -> None:
 
 
 def test_each_epoch_has_its_own_order_and_each_seed_its_own() -> None:
-    (a,), (b,) = samplers(40, 1, batch_size=4, seed=1), samplers(40, 1, batch_size=4, seed=2)
-    first = [m.rows for m in a]
-    assert [m.rows for m in a] == first
-    assert [m.rows for m in b] != first
-    a.set_epoch(1)
-    assert [m.rows for m in a] != first
+    orders = set()
+    for seed in range(5):
+        (sampler,) = samplers(40, 1, batch_size=4, seed=seed)
+        for epoch in range(5):
+            sampler.set_epoch(epoch)
+            order = [row for m in sampler for row in m.rows]
+            assert [row for m in sampler for row in m.rows] == order
+            orders.add(tuple(order))
+    assert len(orders) == 25  # so the second epoch of one seed is not the first of the next
 
 
 def test_an_epoch_goes_on_where_it_stopped() -> None:

@@ -32,10 +32,12 @@ def expected(responder: Responder) -> list[Response]:
     return responder.answer(EXAMPLES)
 
 
-def answered(responder: Responder, folder: Path, made_by: Any = MADE_BY, **options: Any) -> tuple[Any, list[int]]:
+def answered(
+    responder: Responder, folder: Path, made_by: Any = MADE_BY, examples: Any = EXAMPLES, **options: Any
+) -> tuple[Any, list[int]]:
     """The answers, and how many there were each time."""
     done: list[int] = []
-    return answer_entries(responder, EXAMPLES, folder, made_by, on_done=done.append, **options), done
+    return answer_entries(responder, examples, folder, made_by, on_done=done.append, **options), done
 
 
 def test_all_at_once_they_are_the_responders_own(
@@ -98,6 +100,7 @@ def test_answers_of_something_else_do_not_count(responder: Responder, tmp_path: 
     assert answered(responder, tmp_path, {**MADE_BY, "seed": 2})[1][0] == 0
     fingerprints = {json.loads(line)["fingerprint"] for line in (tmp_path / "answers.0.jsonl").read_text().splitlines()}
     assert len(fingerprints) == 1
+    assert answered(responder, tmp_path, {**MADE_BY, "seed": 2}, EXAMPLES[::-1])[1][0] == 0
 
 
 def test_processes_share_them_whatever_their_number(

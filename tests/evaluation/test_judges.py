@@ -241,6 +241,18 @@ def test_other_refusals_fail_at_once(status, unreachable):
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_a_question_and_its_key_go_to_no_other_address(status, monkeypatch):
+    monkeypatch.setenv("KEY_OF_JUDGE", "secret")
+    with JudgeServer(answering("85"), {}) as other:
+        moved = {"Location": f"{other.url}/chat/completions"}
+        with JudgeServer(lambda exchange: exchange.error(status, "moved", moved)) as server:
+            verdict = openai(server, api_key_env="KEY_OF_JUDGE").score(ENTRY, "x")
+    assert (verdict.score, verdict.unreachable) == (None, True)
+    assert f"HTTP {status}" in verdict.reason
+    assert other.asked == []
+
+
 @pytest.mark.parametrize("status", [400, 422, 500])
 @pytest.mark.parametrize("field", ["response_format", "max_tokens"])
 def test_a_refused_field_is_dropped_and_not_sent_again(status, field):

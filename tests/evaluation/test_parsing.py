@@ -37,7 +37,11 @@ WRAPPED = [
         *("Оценка: 85", "Puntuación: 85/100", "Bewertung: 85,0", "Note : 85/100", "Nota: 85", "85 von 100"),
         *("{'score': 85}", "{score: 85}", '{"score": 85,}', '{"rating": 85}', '{"Final Score": 85}', '{"grade": 85.0}'),
         *('{"evaluation": {"score": 85, "feedback": "x"}}', '[{"score": 85}]', '{"score": {"value": 85}}'),
-        *('{"score": 85, "max_score": 100}', '{"scores": {"style": {"score": 80}}, "score": 85}'),
+        *(
+            '{"score": 85, "max_score": 100}',
+            '{"score": 85, "scale": "0-100"}',
+            '{"scores": {"style": {"score": 80}}, "score": 85}',
+        ),
         *('Here: {"score": 85} of {x}', '{"score": 85}<|endoftext|>', '{"feedback": "Actually 45 {", "score": 85}'),
         *("<score>85</score>", "<answer>85</answer>", "Rating: [[85]]", "### Score\n85", "| Score | 85 |", "> 85"),
         *(

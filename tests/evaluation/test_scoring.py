@@ -18,6 +18,7 @@ from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
 from instruct_lm.evaluation.metrics import chrf, rouge_l
+from instruct_lm.evaluation.score_file import read_scores
 from instruct_lm.evaluation.scoring import (
     ScoredEntry,
     describe_judge,
@@ -145,6 +146,7 @@ def test_a_rerun_asks_again_only_what_was_not_answered(tmp_path, monkeypatch):
     assert [item.score for item in scored] == [0, None, 74, 10, 47]
     assert scored == again
     assert len(lines(path)) == 7
+    assert [read_scores(path)[i] for i in range(5)] == scored  # as a report reads them
 
 
 @pytest.mark.parametrize(

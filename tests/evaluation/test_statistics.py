@@ -263,6 +263,16 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_by_its_definition(p_values):
+    """The i-th smallest of m p-values is multiplied by m - i + 1, and none falls below a smaller one or exceeds 1."""
+    ranked = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, least = {}, 0.0
+    for rank, place in enumerate(ranked):
+        adjusted[place] = least = max(least, min(1.0, p_values[place] * (len(p_values) - rank)))
+    assert holm(p_values) == pytest.approx([adjusted[place] for place in range(len(p_values))])
+
+
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3, max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_agreement_equals_torchmetrics(pairs):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from instruct_lm.data.prompts import STYLES, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.export.gguf import save_gguf
+from instruct_lm.export.gguf_tokenizer import tokenizer_metadata
 from instruct_lm.io.files import new_folder
 from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.generation import Sampling, generate
@@ -246,15 +248,33 @@ def test_every_end_token_ends_a_response(name: str, style: str, tmp_path: Path) 
         assert server.post("/completion", **ordinary)["stop_type"] == "limit"
 
 
-def test_an_end_token_without_a_place_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("others", "named"), [(["<a>", "<b>", "<c>"], ["<c>"]), (["<|end_of_text|>", "<a>", "<b>"], [])]
+)
+def test_end_tokens_that_llama_cpp_does_not_know_take_the_places_and_one_without_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, others: list[str], named: list[str]
+) -> None:
     made = train("llama-bpe")
     made.add_special_tokens(["<a>", "<b>", "<c>"])
-    ends = [made.token_to_id(text) for text in ("<|eot_id|>", "<a>", "<b>", "<c>")]
-    config = {"tokenizer_config": KINDS["llama-bpe"].settings, "generation_config": {"eos_token_id": ends}}
+    ids = {text: made.token_to_id(text) for text in ("<|eot_id|>", *others)}
+    config = {"tokenizer_config": KINDS["llama-bpe"].settings, "generation_config": {"eos_token_id": [*ids.values()]}}
     tokenizer = load_tokenizer(write_folder(tmp_path / "base", made, **config))
     with caplog.at_level(logging.WARNING):
-        save_gguf(small_responder(tokenizer), tmp_path, "f32", "model")
-    assert "llama.cpp does not end at <c>" in caplog.text
+        file = save_gguf(small_responder(tokenizer), tmp_path, "f32", "model")
+    places = [read_gguf(file).metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert places == [ids[text] for text in ("<|eot_id|>", "<a>", "<b>")]
+    assert re.findall("llama.cpp does not end at (.+?)[.]", caplog.text) == named
+
+
+def test_no_text_is_there_twice_where_the_model_has_more_rows_than_tokens(tmp_path: Path) -> None:
+    made = train("smollm")
+    n = made.get_vocab_size()
+    made.add_tokens([f"[PAD{n + 1}]"])  # as the converter would name the row after it
+    tokenizer = load_tokenizer(write_folder(tmp_path, made, tokenizer_config=KINDS["smollm"].settings))
+    metadata = tokenizer_metadata(tokenizer, STYLES["alpaca"], tokenizer.stop_tokens, n + 3)
+    texts, kinds = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    assert texts[n:] == [f"[PAD{n + 1}]", f"[UNUSED{n + 1}]", f"[PAD{n + 2}]"]
+    assert kinds[n:] == [gguf.TokenType.USER_DEFINED, gguf.TokenType.UNUSED, gguf.TokenType.UNUSED]
 
 
 def test_llama_cpp_samples_as_the_run_does(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from instruct_lm.data.prompts import ALPACA, get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.export.huggingface import save_pretrained, write_huggingface
-from instruct_lm.export.safetensors_files import DTYPES
+from instruct_lm.export.safetensors_files import DTYPES, write_safetensors
 from instruct_lm.model.description import describe
 from instruct_lm.model.generation import Sampling, generate
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora, merge_lora
-from instruct_lm.model.pretrained import load_pretrained
+from instruct_lm.model.pretrained import Piece, load_pretrained
 from instruct_lm.model.rope import llama3_rope_factors
 from instruct_lm.respond import Responder
 from tests.data.hub_tokenizers import HOSTILE, KINDS, train, write_folder, write_gguf
@@ -76,6 +76,25 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
         model.ln_f.weight.data[1] = number
         with pytest.raises(InputError, match=r"model\.norm\.weight holds numbers that are not finite .* diverged"):
             save_pretrained(model, BYTES, tmp_path / "f32")
+
+
+def test_tensors_begin_at_a_multiple_of_8_bytes(tmp_path: Path) -> None:
+    for n in range(1, 9):
+        write_safetensors([Piece("x" * n, (2,), torch.ones(2))], tmp_path)
+        assert int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize(("limit", "held"), [(24, [3]), (23, [2, 1]), (16, [2, 1]), (15, [1, 1, 1]), (1, [1, 1, 1])])
+def test_a_shard_holds_what_fits_and_at_least_one_tensor(tmp_path: Path, limit: int, held: list[int]) -> None:
+    tensors = [Piece(name, (2,), torch.tensor([float(i), 0.5])) for i, name in enumerate("abc")]  # of 8 bytes each
+    write_safetensors(tensors, tmp_path, shard_bytes=limit)
+    shards = [load_file(file) for file in sorted(tmp_path.glob("*.safetensors"))]
+    assert [len(shard) for shard in shards] == held
+    assert {name: x.tolist() for shard in shards for name, x in shard.items()} == {
+        "a": [0, 0.5],
+        "b": [1, 0.5],
+        "c": [2, 0.5],
+    }
 
 
 @pytest.mark.parametrize("scaling", [(32.0, 1.0, 4.0, 8192), (8.0, 1.0, 4.0, 8192), (4.0, 2.0, 9.0, 3000)])

@@ -54,3 +54,12 @@ def test_its_gradients_equal_torchs_own(bias: bool) -> None:
         grads.append(torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]))
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_weight_is_widened_to_what_it_meets_whatever_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._wide, "buffer", torch.empty(0))
+    for rows, dtype in ((6, torch.float32), (3, torch.float64), (9, torch.float32), (2, torch.float32)):
+        weight, like = torch.randn(rows, 4).bfloat16(), torch.empty(1, dtype=dtype)
+        assert torch.equal(module._wide.of(weight, like), weight.to(dtype))
+        assert module._wide.of(weight, like).dtype == dtype
+        assert module._wide.of(weight, weight) is weight

@@ -3,6 +3,8 @@
 import struct
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from instruct_lm.errors import InputError
@@ -33,6 +35,25 @@ def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"its tensors have 819200 bytes, the file 1\d{4}\. Fetch it again"):
         found.check()
     header(tmp_path, tensor("a", [8], 0), tensor("b", [8], 32)).check()
+
+
+@pytest.mark.parametrize("alignment", [None, 8, 64, 4096])
+def test_tensors_are_read_where_another_writer_put_them(tmp_path: Path, alignment: int | None) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
+    shapes = [(5,), (3, 5), (128, 3), (200, 2), (3, 43, 2)]
+    values = {f"t{i}": np.random.default_rng(i).random(shape, np.float32) for i, shape in enumerate(shapes)}
+    for name, tensor in values.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_gguf(tmp_path / "x.gguf")
+    found.check()
+    for name, tensor in values.items():
+        np.testing.assert_array_equal(found.read(name), tensor)
 
 
 @pytest.mark.parametrize("shape", [[], [2**40], [2**40, 2**40], [2**62, 4], [17]])

@@ -41,7 +41,9 @@ def test_the_second_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     unfinished.touch()
     locks.own(tmp_path / "run")
     assert not unfinished.exists()
-    locks.own(tmp_path / "run" / "." / "")  # of this process already
+    (tmp_path / "link").symlink_to("run")
+    for same in (tmp_path / "run" / "." / "", tmp_path / "run" / ".." / "run", tmp_path / "link"):
+        locks.own(same)  # of this process already
     assert (tmp_path / "run" / ".owner.json").is_file()
 
 

@@ -277,3 +277,14 @@ def test_a_shard_whose_bits_flip_in_the_cache_is_fetched_again_alone(
         Fetcher(fetcher.cache_dir, offline=True).fetch(SOURCE)
     fetcher.fetch(SOURCE)
     assert (path / SHARDS[0]).read_bytes() == WEIGHTS
+
+
+def test_a_record_of_names_leads_to_no_file_outside_its_folder(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "model", tmp_path / "outside.json"
+    folder.mkdir()
+    for file in (outside, folder / "config.json"):
+        file.write_text("{}")
+    for names, whole in (("config.json", True), ("../outside.json", False), (str(outside), False)):
+        repository.mark_complete(folder, [names])
+        assert repository.is_complete(folder) == whole
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "model.complete", "outside.json"]

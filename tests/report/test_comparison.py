@@ -9,6 +9,7 @@ import pytest
 from instruct_lm.evaluation.statistics import Difference
 from instruct_lm.report import comparison
 from instruct_lm.report.comparison import Contrast, p_text
+from instruct_lm.report.settings import differing
 
 
 def contrast(mean: float, low: float, high: float, p_value: float, judge: str = "a", **found: Any) -> Contrast:
@@ -71,6 +72,12 @@ def test_runs_are_paired_by_seed_only_where_both_sides_have_the_same(
     )
     comparison._differences(tuned, base)  # type: ignore[arg-type]
     assert set(told) == {same}
+
+
+def test_a_model_without_a_checkpoint_does_not_differ_by_it() -> None:
+    best, last, untuned = (SimpleNamespace(settings={"seed": 1, "checkpoint": x}) for x in ("best", "last", None))
+    assert differing([best, untuned]) == []  # type: ignore[list-item]
+    assert differing([best, last, untuned]) == ["checkpoint"]  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

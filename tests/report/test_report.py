@@ -148,6 +148,14 @@ def test_noise_is_called_noise(tmp_path, capsys):
     ) in out
 
 
+def test_seeds_with_other_entries_are_no_setting_together(tmp_path):
+    for seed in (1, 2):  # such as with data.shuffle=true
+        questions = [(f"Question {seed}?", "", "Yes."), ("Really?", "", "Yes.")]
+        write_run(tmp_path / f"{seed}", ["a", "b"], [50.0, 60.0], config=config_of(seed), questions=questions)
+    settings = compare(collect([str(tmp_path)])[0]).settings
+    assert [(setting.seeds, len(setting.runs)) for setting in settings] == [((1,), 1), ((2,), 1)]
+
+
 def test_seeds_of_a_multirun_are_one_setting(sweep):
     comparison = compare(collect([str(sweep)])[0])
     assert [setting.name for setting in comparison.settings] == ["prompt_loss_weight=0", "prompt_loss_weight=1"]

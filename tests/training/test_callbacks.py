@@ -48,7 +48,9 @@ def test_samples_are_short_greedy_and_one_row_each(monkeypatch: pytest.MonkeyPat
     assert len(written) == 1
 
 
-def test_throughput_counts_tokens_and_seconds_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_counts_tokens_and_seconds_of_steps_alone_also_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = iter([10.0, 12.0, 50.0, 51.0])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(callbacks, "peak_memory", lambda device: 3e9)
@@ -56,9 +58,13 @@ def test_throughput_counts_tokens_and_seconds_of_steps_alone(monkeypatch: pytest
     module = SimpleNamespace(device=None, log=lambda name, value, **_: logged.append((name, value)))
     throughput = Throughput()
     for tokens in (30, 70):
+        resumed = Throughput()
+        resumed.load_state_dict(throughput.state_dict())
+        throughput = resumed
         throughput.on_train_batch_start()
         throughput.on_train_batch_end(None, module, None, SimpleNamespace(n_tokens=tokens), 0)  # type: ignore[arg-type]
     assert (throughput.tokens, throughput.seconds) == (100, 3.0)
+    assert throughput.summary() == {"train_seconds": 3.0, "tokens_per_second": 33.3}
     memory = ("train/memory_gb", 3.0)
     assert logged == [("train/tokens_per_second", 15.0), memory, ("train/tokens_per_second", 70.0), memory]
 

@@ -44,6 +44,15 @@ def test_an_untied_head_has_gradients_and_states_of_its_own() -> None:
         assert untied - tied == pytest.approx(4 * copies * head)
 
 
+def test_frozen_weights_have_neither_gradients_nor_states() -> None:
+    full, lora = (TrainingMemory(SMOL, 300, 500, lora_rank=rank) for rank in (0, 16))
+    inner = 30 * 300 * 4 * 16  # what each layer keeps of a token for the four adapters of a block
+    saved = 3 * (lora.parameters - lora.trained) - inner  # a gradient and AdamW's two states
+    assert full.bytes - lora.bytes == pytest.approx(4 * saved)
+    assert lora.bytes - replace(lora, base_bytes=2).bytes == pytest.approx(2 * lora.parameters - 4 * 576 * 8192)
+    assert full.bytes - replace(full, optimizer="adafactor").bytes == pytest.approx(4 * 2 * full.parameters)
+
+
 def test_the_batch_of_the_longest_rows_is_counted_with_its_prefix_once() -> None:
     lengths = np.array([30, 50, 40])
     assert largest_batch(lengths, batch_size=2, shared_prefix=20) == (20 + 30 + 20, 100)

@@ -1,9 +1,13 @@
 """What a training run computes: the same step by layout, accumulation and interruption."""
 
+import itertools
 import json
 import os
+import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,12 +19,16 @@ from instruct_lm.data.batching import collate
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.pieces import Kind
+from instruct_lm.data.prompts import CHATML
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import StoppedError
 from instruct_lm.fast import accelerate
+from instruct_lm.io.conf_files import model_config
+from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
 from instruct_lm.respond import Responder
+from instruct_lm.training import module as module_file
 from instruct_lm.training.checkpoints import AtomicCheckpointIO
 from instruct_lm.training.module import InstructionTuner
 from instruct_lm.training.optimizers import OptimizerSettings
@@ -165,6 +173,16 @@ def test_validation_losses_are_ratios_over_the_split(data_file: Path, tmp_path: 
     assert masked["val/response_loss"] == pytest.approx(results[0]["val/response_loss"], rel=1e-5)
 
 
+def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
+    tuner, logged = InstructionTuner(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))), dict[str, float]()
+    tuner.trainer = SimpleNamespace(testing=False, world_size=1)
+    tuner.log = lambda name, value, **_: logged.update({name: value})
+    tuner._sums = torch.tensor([1600.0, 2.0, 3 * np.log(4), 3.0], dtype=torch.float64)  # nats and tokens
+    tuner.on_validation_epoch_end()
+    assert (logged["val/loss"], logged["val/perplexity"]) == (800, np.inf)
+    assert (logged["val/response_loss"], logged["val/response_perplexity"]) == pytest.approx((np.log(4), 4))
+
+
 def final_weights(module: InstructionTuner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -199,6 +217,21 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(
         torch.testing.assert_close(
             module.state_dict()[name], tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+def test_random_numbers_depend_on_seed_epoch_micro_batch_and_process_alone() -> None:
+    model = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))
+
+    def drawn(seed: int, epoch: int, batch: int, process: int) -> tuple[float, float, float]:
+        tuner = InstructionTuner(model, seed=seed)
+        tuner.trainer = SimpleNamespace(current_epoch=epoch, global_rank=process, accumulate_grad_batches=2)
+        tuner.on_train_batch_start(None, batch)
+        return torch.rand(1).item(), random.random(), float(np.random.rand())
+
+    places = list(itertools.product(range(3), repeat=4))
+    draws = [drawn(*place) for place in places]
+    assert [len(set(of_one)) for of_one in zip(*draws, strict=True)] == [81] * 3
+    assert [drawn(*place) for place in places] == draws
 
 
 def test_a_signal_while_the_last_step_is_saved_is_not_lost(data_file: Path, tmp_path: Path) -> None:
@@ -254,15 +287,16 @@ def test_adafactor_lowers_the_loss(data_file: Path, tmp_path: Path) -> None:
     assert recorder.losses[-1] < recorder.losses[0] - 0.1
 
 
-def test_only_matrices_decay(data_file: Path, tmp_path: Path) -> None:
-    module, datamodule = build(data_file)
-    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
-    runner.fit(module, datamodule)
-    decayed, kept = runner.optimizers[0].param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert kept["weight_decay"] == 0.0
+@pytest.mark.parametrize("kind", [{}, {"in_backward": True}, {"name": "adafactor"}])
+def test_an_optimizer_has_its_settings_and_only_matrices_decay(kind: dict[str, Any]) -> None:
+    settings = OptimizerSettings(lr=3e-4, weight_decay=0.2, beta1=0.8, beta2=0.95, eps=1e-6, **kind)
+    decayed, kept = settings.build(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.2, 0.0)
     assert {p.dim() for p in decayed["params"]} == {2}
     assert {p.dim() for p in kept["params"]} == {1}
+    for group in (decayed, kept):
+        assert group["lr"] == 3e-4
+        assert settings.name != "adamw" or (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +352,21 @@ def test_a_checkpoint_of_adapters_alone_loads_into_a_tuner_adapted_after_it_was_
         assert trained.global_step == (4 if resumed else 2)
         trained.save_checkpoint(path)
     assert all("lora_" in name for name in torch.load(path, weights_only=True)["state_dict"])
+
+
+def test_the_files_of_a_pretrained_model_are_held_against_their_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[str, str | None]] = []
+    model, tokenizer = GPT(GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=4)), load_tokenizer("bytes")
+    monkeypatch.setattr(
+        Fetcher, "fetch", lambda self, source, *, sha256=None: fetched.append((source, sha256)) or Path(source)
+    )
+    monkeypatch.setattr(module_file, "load_pretrained", lambda config, path: model)
+    monkeypatch.setattr(module_file, "load_tokenizer", lambda path: tokenizer)
+    tuner = InstructionTuner.from_pretrained("smollm2-135m", style="chatml", max_new_tokens=7)
+    wanted = model_config("smollm2-135m")
+    assert fetched == [(wanted.weights, wanted.weights_sha256), (wanted.tokenizer, wanted.tokenizer_sha256)]
+    assert None not in dict(fetched).values()
+    assert tuner.responder == Responder(model, tokenizer, CHATML, 7)
 
 
 def test_a_step_without_weight_names_its_entries(data_file: Path) -> None:

@@ -20,13 +20,14 @@ from instruct_lm.commands.endings import explained
 from instruct_lm.commands.runs import clear_dead_start
 from instruct_lm.config import TrainConfig
 from instruct_lm.data.tokenizer import load_tokenizer
-from instruct_lm.errors import RunError
+from instruct_lm.errors import InputError, RunError
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.run_files import BEST, PREVIOUS
 from instruct_lm.training.callbacks import Throughput
-from instruct_lm.training.checkpoints import load_checkpoint, sound_checkpoint
+from instruct_lm.training.checkpoints import Resumable, load_checkpoint, sound_checkpoint
 from instruct_lm.training.divergence import DivergedError, Divergence
-from instruct_lm.training.trainer import make_trainer
+from instruct_lm.training.saving import SaveBest, SaveLast
+from instruct_lm.training.trainer import check_limits, epochs_done, make_trainer, why_ended
 from tests.run_commands import typed
 
 SCALARS = ("train/loss", "train/lr", "train/grad_norm", "val/loss", "val/response_loss")
@@ -91,7 +92,13 @@ def train(config: TrainConfig, first: Sequence[pl.Callback] = (), last: Sequence
     if checkpoint is None:
         divergence.validate_before(trainer, tuner, data)
     trainer.fit(tuner, data, ckpt_path=checkpoint and checkpoint.path, weights_only=True)
-    return {"weights": tuner.state_dict(), "divergence": divergence.state_dict(), "steps": trainer.global_step}
+    return {
+        "weights": tuner.state_dict(),
+        "divergence": divergence.state_dict(),
+        "steps": trainer.global_step,
+        "ended": why_ended(trainer),
+        "epochs": epochs_done(trainer),
+    }
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -111,7 +118,8 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def assert_same_end(folder: Path, end: dict[str, Any], whole_folder: Path, whole: dict[str, Any], why: object) -> None:
     """Bit for bit: weights, validation losses, every logged value exactly once, and the best weights."""
-    assert end["steps"] == whole["steps"], why
+    for name in ("steps", "epochs", "ended"):
+        assert end[name] == whole[name], why
     assert end["divergence"] == whole["divergence"], why
     pairs = [(end["weights"], whole["weights"])]
     pairs += [tuple(torch.load(each / BEST)["state_dict"] for each in (folder, whole_folder))]  # type: ignore[list-item]
@@ -169,10 +177,30 @@ def test_kinds_of_runs_end_alike_when_they_are_killed(data_file: Path, tmp_path:
 def test_patience_ends_a_run_and_its_count_is_kept(data_file: Path, tmp_path: Path) -> None:
     settings = ["trainer.patience=2", "trainer.val_interval=0.16", "trainer.max_epochs=9", "optimizer.lr=1e-12"]
     config = tiny(data_file, tmp_path, *settings)
-    ended = train(config)["steps"]  # such steps change no loss: the first validation is the best
-    assert ended == 3
-    assert train(config)["steps"] == 3  # a resumed run does not go on …
-    assert train(tiny(data_file, tmp_path, *settings[1:], "trainer.patience=5"))["steps"] == 6  # … but with more
+    ends = [train(config)]  # such steps change no loss: the first validation is the best
+    ends += [train(config)]  # a resumed run does not go on …
+    ends += [train(tiny(data_file, tmp_path, *settings[1:], "trainer.patience=5"))]  # … but with more
+    assert [(end["steps"], end["epochs"], end["ended"]) for end in ends] == [
+        (3, 0.5, "patience"),
+        (3, 0.5, "patience"),
+        (6, 1, "patience"),
+    ]
+
+
+@pytest.mark.parametrize(("epochs", "steps", "limit"), [(1, "null", "epochs"), ("null", 6, "steps"), (1, 7, "epochs")])
+def test_a_run_says_which_limit_ended_it(data_file: Path, tmp_path: Path, epochs: Any, steps: Any, limit: str) -> None:
+    end = train(tiny(data_file, tmp_path, f"trainer.max_epochs={epochs}", f"trainer.max_steps={steps}"))
+    assert (end["steps"], end["ended"]) == (6, f"max_{limit}")
+
+
+@pytest.mark.parametrize(("unit", "done"), [("epochs", 2), ("steps", 12)])
+def test_a_run_cannot_become_shorter_than_it_is(data_file: Path, tmp_path: Path, unit: str, done: int) -> None:
+    checkpoint = Resumable(tmp_path, step=12, epochs=2)
+    check_limits(tiny(data_file, tmp_path, f"trainer.max_{unit}={done}"), checkpoint)
+    with pytest.raises(
+        InputError, match=rf"max_{unit}={done - 1}: the run has done {done} {unit} already\. Give {done}"
+    ):
+        check_limits(tiny(data_file, tmp_path, f"trainer.max_{unit}={done - 1}"), checkpoint)
 
 
 @pytest.mark.parametrize("ruin", [math.nan, 1e6])
@@ -190,6 +218,12 @@ def test_a_ruined_state_is_never_kept(data_file: Path, tmp_path: Path, ruin: flo
     assert last.step == 5
     assert load_checkpoint(tmp_path / PREVIOUS)["global_step"] == 4
     assert load_checkpoint(tmp_path / BEST)["global_step"] == 3
+
+
+def test_what_judges_a_state_stands_before_what_keeps_it(data_file: Path, tmp_path: Path) -> None:
+    callbacks = make_trainer(tiny(data_file, tmp_path), "cpu", [Divergence()]).callbacks  # type: ignore[attr-defined]
+    kinds = [type(callback) for callback in callbacks]
+    assert kinds.index(Divergence) < kinds.index(SaveBest) < kinds.index(SaveLast) == len(kinds) - 1
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
 """What takes whose place among checkpoints, and from which loss on a run has diverged."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from instruct_lm.training.divergence import Divergence
+from instruct_lm.training import saving
+from instruct_lm.training.divergence import DivergedError, Divergence
 from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.signals import StopSignals
 
@@ -22,11 +25,67 @@ def test_the_first_of_equally_good_weights_is_kept(tmp_path: Path) -> None:
     assert saved == [1, 2, 5]
 
 
+@pytest.mark.parametrize("content", [None, "damaged", "whole"])
+def test_best_weights_that_are_lost_do_not_keep_out_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    best, trainer = SaveBest(tmp_path / "best.ckpt"), SimpleNamespace(global_step=4, callback_metrics={})
+    if content == "whole":
+        torch.save({"state_dict": {}}, best.path)
+    elif content is not None:
+        best.path.write_text(content)
+    best.load_state_dict({"value": 2.0})
+    best.on_train_start(trainer, None)  # type: ignore[arg-type]
+    lost = content != "whole"
+    assert (best.value, "The next validation gives new best weights" in caplog.text) == (
+        math.inf if lost else 2.0,
+        lost,
+    )
+    assert best.state_dict() == {"value": best.value}
+
+
 def test_a_model_that_starts_worse_than_a_blind_guess_has_not_diverged_at_once() -> None:
     divergence, module = Divergence(), SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=50)))
     assert divergence.bound(module) == 2 * math.log(50)  # type: ignore[arg-type]
     divergence.before = {"val/loss": 30.0, "val/perplexity": math.exp(30.0)}
     assert divergence.bound(module) == pytest.approx(60.0)  # type: ignore[arg-type]
+
+
+class Tuner(torch.nn.Linear):
+    """What divergence knows of a tuner: parameters, and a model with its vocabulary."""
+
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=50))
+
+
+def told(metrics: dict[str, float], accumulate: int = 1) -> Any:
+    """A trainer after its third step."""
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    known = {"callback_metrics": metrics, "accumulate_grad_batches": accumulate, "strategy": strategy}
+    return SimpleNamespace(**known, global_step=3, world_size=1)
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/response_loss"])
+@pytest.mark.parametrize(
+    ("loss", "good"),
+    [(math.nan, False), (math.inf, False), (2.001 * math.log(50), False), (1.999 * math.log(50), True)],
+)
+def test_a_run_ends_where_any_loss_is_not_finite_or_explodes(name: str, loss: float, good: bool) -> None:
+    divergence, tuner, trainer = Divergence(), Tuner(2, 2), told({"train/loss": 1.0, "val/loss": 1.0, name: loss})
+    with nullcontext() if good else pytest.raises(DivergedError, match=f"at step 3: {name} is {loss:.4g}"):
+        if name == "train/loss":
+            divergence.on_train_batch_end(trainer, tuner, None, None, 0)  # type: ignore[arg-type]
+        else:
+            divergence.on_validation_end(trainer, tuner)
+
+
+def test_the_entries_of_the_step_alone_are_named() -> None:
+    divergence, tuner = Divergence(), Tuner(2, 2)
+    tuner.bias.data[1] = math.nan
+    trainer = told({}, accumulate=2)
+    for i, entries in enumerate([(1, 2), (3, 4), (5, 6), (7,)]):
+        divergence.on_train_batch_start(trainer, tuner, SimpleNamespace(entries=entries), i)  # type: ignore[arg-type]
+    with pytest.raises(DivergedError, match=r"weights are no longer finite. The step's entries: 5, 6, 7\.$"):
+        divergence.on_save_checkpoint(trainer, tuner, {})
 
 
 def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -43,3 +102,28 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_one_before(tmp_p
         trainer.global_step = step
         save.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
         assert (last.read_text(), previous.read_text()) == (f"step {step}", kept)
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "expected"), [(None, 2, [3, 6]), (2, 60, [2, 4, 6]), (4, 2, [3, 6]), (None, 60, [])]
+)
+def test_a_checkpoint_is_due_after_its_steps_or_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int | None, minutes: float, expected: list[int]
+) -> None:
+    progress = SimpleNamespace(current=SimpleNamespace(ready=1))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda due, all: due)
+    trainer: Any = SimpleNamespace(
+        ckpt_path=None, global_step=0, accumulate_grad_batches=1, is_global_zero=True, fit_loop=loop, strategy=strategy
+    )
+    saved: list[int] = []
+    trainer.save_checkpoint = lambda path: path.touch() or saved.append(trainer.global_step)
+    save = SaveLast(tmp_path / "last.ckpt", tmp_path / "previous.ckpt", StopSignals(), steps, minutes)
+    for step in range(8):
+        now = step * 50.0  # seconds
+        monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda now=now: now))
+        trainer.global_step = step
+        if step == 0:
+            save.on_train_start(trainer, None)  # type: ignore[arg-type]
+        save.on_train_batch_start(trainer, None, None, step)  # type: ignore[arg-type]
+    assert saved == expected

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.run_commands import ROOT
+from tests.training import several_processes
 
 ONE = ["auto,gpt2", "auto,llama,lora=1,clip=0.1"]
 TWO = [
@@ -50,10 +51,8 @@ def base_of(way: str) -> str:
     return ",".join(["auto", *left])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "way"), [(2, way) for way in TWO] + [(1, way) for way in BACK])
-def test_weights_optimizer_and_losses_are_those_of_one_process(trained: Path, number: int, way: str) -> None:
-    folder, one = trained / str(number) / way.replace("/", "-"), trained / "1" / base_of(way)
+def assert_same_end(folder: Path, one: Path, resumed: int = 0) -> None:
+    """The weights and the optimizer's states at the end, and the losses after the step from which a run went on."""
     ours, theirs = (torch.load(path / "end.ckpt", weights_only=True) for path in (folder, one))
     assert ours["global_step"] == theirs["global_step"] == 6
     for part in ("state_dict", "optimizer_states"):
@@ -65,6 +64,26 @@ def test_weights_optimizer_and_losses_are_those_of_one_process(trained: Path, nu
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
     mine, reference = (json.loads((path / "losses.json").read_text()) for path in (folder, one))
     for name, expected in reference.items():
-        steps = [step for step in expected if "resume" not in way or int(step) > 2]
+        steps = [step for step in expected if int(step) > resumed]
         assert [step for step in mine[name] if step in steps] == steps
         assert [mine[name][step] for step in steps] == pytest.approx([expected[step] for step in steps], rel=1e-5)
+
+
+@pytest.mark.parametrize("stop", [2, 4])  # in the middle of an epoch, and after its last step, which is a single row
+def test_a_run_goes_on_with_its_steps_in_other_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    monkeypatch.setattr(several_processes, "STOP", stop)
+    whole, halves = "auto,gpt2", "auto,gpt2,batch=4"  # steps of 8 rows in one micro-batch, and in two
+    resumed = [f"{way},resume=1/{other.replace(',', ';')}" for way, other in ((whole, halves), (halves, whole))]
+    for way in (whole, halves, *resumed):
+        several_processes.train(tmp_path, way)
+    for way in resumed:
+        assert_same_end(tmp_path / "1" / way.replace("/", "-"), tmp_path / "1" / whole, stop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "way"), [(2, way) for way in TWO] + [(1, way) for way in BACK])
+def test_weights_optimizer_and_losses_are_those_of_one_process(trained: Path, number: int, way: str) -> None:
+    folder, one = trained / str(number) / way.replace("/", "-"), trained / "1" / base_of(way)
+    assert_same_end(folder, one, 2 if "resume" in way else 0)
