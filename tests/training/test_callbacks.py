@@ -46,6 +46,9 @@ def test_samples_are_short_greedy_and_one_row_each(monkeypatch: pytest.MonkeyPat
         other = SimpleNamespace(**{**vars(trainer), **change})
         samples.on_validation_end(other, tuner)  # type: ignore[arg-type]
     assert len(written) == 1
+    trainer.global_step = 0
+    samples.on_validation_end(trainer, tuner)  # type: ignore[arg-type]
+    assert written[1][2] == 0  # before training
 
 
 def test_throughput_counts_tokens_and_seconds_of_steps_alone_also_after_a_resume(
