@@ -54,6 +54,7 @@ def states(folder: Path) -> dict[str, Any]:
         (("data.batch_size=2,4",), 1),
         (("prompt=alpaca,phi3",), 2),
         (("data.limit=20,40",), 2),
+        (("generation.max_new_tokens=8,16",), 2),
         (("data.shuffle=true",), 2),
     ],
 )

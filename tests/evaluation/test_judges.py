@@ -320,7 +320,10 @@ def test_a_closed_judge_gives_up_waiting():
         judge = openai(server)
         judge.close()
         assert judge.score(ENTRY, "x").score is None
-    assert len(server.asked) == 1
+        assert len(server.asked) == 1
+        judge.check()  # opens it again
+        server.behave = in_turn(*[lambda exchange: exchange.error(503, "busy")] * 2, answering("85"))
+        assert judge.score(ENTRY, "x").score == 85
 
 
 def test_the_key_is_never_told(monkeypatch):
@@ -329,10 +332,11 @@ def test_the_key_is_never_told(monkeypatch):
         lambda exchange: exchange.error(401, "bad key sk-secret-123"),
         answering("sk-secret-123"),
         answering("<think>sk-secret-123"),
+        lambda exchange: exchange.error(401, "." * 165 + " sk-secret-123"),  # across the end of what is shown
     )
     with JudgeServer(replies) as server:
         judge = openai(server, api_key_env="MY_KEY")
-        verdicts = [judge.score(ENTRY, "x") for _ in range(3)]
+        verdicts = [judge.score(ENTRY, "x") for _ in range(4)]
     assert server.headers[0]["Authorization"] == "Bearer sk-secret-123"
     assert "***" in verdicts[0].reason
     assert verdicts[1].raw == "***"

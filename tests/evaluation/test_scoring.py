@@ -327,7 +327,7 @@ class Told(Judge):
     kind = "told"
 
     def __init__(self, reached: list[bool]) -> None:
-        self.reached = iter(reached)
+        self.reached, self.closed = iter(reached), False
 
     def describe(self):
         return {"kind": self.kind}
@@ -340,7 +340,7 @@ class Told(Judge):
         return Verdict(50.0 if reached else None, None if reached else "no answer", unreachable=not reached)
 
     def close(self):
-        pass
+        self.closed = True
 
 
 @pytest.mark.parametrize(("reached", "stops"), [([0] * 7 + [1] + [0] * 7, False), ([1] + [0] * 8 + [1], True)])
@@ -353,6 +353,7 @@ def test_only_entries_in_a_row_that_reach_no_judge_end_the_evaluation(tmp_path, 
         return
     with pytest.raises(JudgeError, match=r"8 entries in a row .*no answer.\n9 of 10 entries are in .*scores\.jsonl"):
         score_responses(responses(len(reached)), judge, path, concurrency=1)
+    assert judge.closed  # else the questions that wait for another try would keep the command for minutes
 
 
 def test_an_absent_server_is_named_before_anything_is_asked(tmp_path):

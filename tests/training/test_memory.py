@@ -1,14 +1,16 @@
 """The estimate's counts against real models, and its message."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
-from instruct_lm.training.memory import TrainingMemory, describe, largest_batch
+from instruct_lm.training.memory import TrainingMemory, describe, free_memory, largest_batch, peak_memory
 
 MEDIUM = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
 SMOL = GPTConfig(
@@ -51,6 +53,26 @@ def test_frozen_weights_have_neither_gradients_nor_states() -> None:
     assert full.bytes - lora.bytes == pytest.approx(4 * saved)
     assert lora.bytes - replace(lora, base_bytes=2).bytes == pytest.approx(2 * lora.parameters - 4 * 576 * 8192)
     assert full.bytes - replace(full, optimizer="adafactor").bytes == pytest.approx(4 * 2 * full.parameters)
+
+
+def test_with_checkpointing_a_layer_more_costs_its_weights_and_its_input_alone() -> None:
+    memory = TrainingMemory(SMOL, 300, 500, activation_checkpointing=True)
+    deeper = replace(memory, model=replace(SMOL, n_layer=31))
+    weights = deeper.parameters - memory.parameters
+    assert deeper.bytes - memory.bytes == pytest.approx(4 * (4 * weights + 300 * 576))  # AdamW: four copies
+
+
+def test_logits_are_counted_for_the_targets_that_are_held_at_once() -> None:
+    memory = TrainingMemory(SMOL, 300, 500)
+    fewer = replace(memory, head_targets=50)
+    assert memory.bytes - fewer.bytes == pytest.approx(4 * 2 * 49152 * (300 - 50))  # and their gradients
+
+
+def test_free_memory_is_what_is_left_and_the_peak_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    assert used / 2 <= peak_memory(torch.device("cpu")) <= total
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8, available=5, free=2))
+    assert free_memory("cpu") == 5
 
 
 def test_the_batch_of_the_longest_rows_is_counted_with_its_prefix_once() -> None:
