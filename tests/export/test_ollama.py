@@ -22,6 +22,7 @@ from instruct_lm.data.pieces import PromptStyle, prompt_pieces
 from instruct_lm.data.prompts import STYLES, PlainStyle, get_style
 from instruct_lm.data.tokenizer import Tokenizer
 from instruct_lm.errors import InputError
+from instruct_lm.export import ollama
 from instruct_lm.export.ollama import go_template, save_ollama
 from instruct_lm.io.gguf import read_gguf
 from instruct_lm.model.generation import Sampling
@@ -189,6 +190,13 @@ def test_sampling_settings_are_the_runs(tmp_path: Path) -> None:
     save_ollama(responder, tmp_path, "f32", "x", num_ctx=100)
     values = dict(parse((tmp_path / "Modelfile").read_text(encoding="utf-8")))
     assert [float(values[name]) for name in ("num_ctx", "temperature", "top_k", "top_p")] == [100, 0.5, 7, 0.25]
+
+
+def test_a_long_context_is_asked_for_only_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ollama, "LONGEST_CONTEXT", 300)  # of a model with 400
+    for asked, expected in ((None, "300"), (350, "350")):
+        save_ollama(small_responder(BYTES), tmp_path, "f32", "x", num_ctx=asked)
+        assert dict(parse((tmp_path / "Modelfile").read_text(encoding="utf-8")))["num_ctx"] == expected
 
 
 def test_a_context_longer_than_the_models_is_refused(tmp_path: Path) -> None:

@@ -151,6 +151,19 @@ def test_the_part_of_another_mirror_is_not_continued(
     assert [path for path, _ in server.requests] == ["/one/example.org/model.bin", "/two/example.org/model.bin"]
 
 
+def test_an_unfinished_download_keeps_no_password(
+    server: Server, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "RETRIES", 0)
+    server.default = lambda h: h.answer(200, bytes(len(BODY)), send=HALF, ETag=ETAG)
+    with pytest.raises(DownloadError) as raised:
+        fetcher.fetch(f"{server.url.replace('://', '://me:hidden@')}/model.bin?token=hidden")
+    kept = [path for path in Path(str(fetcher.cache_dir)).rglob("*") if path.is_file()]
+    assert any(path.name.endswith(".part.etag") and path.read_text().startswith(ETAG) for path in kept)
+    assert b"hidden" not in b"".join(path.read_bytes() + str(path).encode() for path in kept)
+    assert "hidden" not in str(raised.value)
+
+
 def test_a_finished_part_is_only_verified(server: Server, fetcher: Fetcher) -> None:
     path = place(server, fetcher)
     path.parent.mkdir(parents=True)
