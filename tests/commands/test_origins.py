@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +125,23 @@ def test_the_commit_is_that_of_this_code() -> None:
     found = origins._git()
     assert found is None or len(found["commit"]) == 40
     assert json.dumps(found)
+
+
+def test_the_commit_of_a_project_that_the_code_is_installed_in_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "code.py").touch()
+    author = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for line in (["init", "-q"], ["add", "env"], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *line], check=True)
+    monkeypatch.setattr(origins, "CONF", tmp_path / "env" / "conf")
+    assert origins._git() is None
+    monkeypatch.setattr(origins, "CONF", tmp_path / "conf")
+    found = origins._git()
+    assert found is not None
+    assert not found["changed"]
+    (tmp_path / "env" / "code.py").write_text("pass")
+    assert origins._git() == {**found, "changed": True}

@@ -13,6 +13,7 @@ from instruct_lm.commands.own_files import check_no_run
 from instruct_lm.commands.pasting import override
 from instruct_lm.commands.runs import (
     checkpoint_path,
+    clear_dead_start,
     evaluation_is_current,
     find_run,
     has_kept,
@@ -195,6 +196,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(run: Any, command:
     assert seen[0].resume is None
 
 
+def test_of_a_dead_start_neither_curves_nor_weights_are_left(tmp_path: Path) -> None:
+    for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "tensorboard/events", "train.log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    clear_dead_start(tmp_path)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["config.yaml", "train.log"]
+
+
 def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, command: Any) -> None:
     folder = run()
     (folder / "checkpoints" / "last.ckpt").unlink()
@@ -202,6 +212,9 @@ def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, comm
     status, err, seen = command("train", "resume=run", "evaluate=true")
     assert status == 0, err
     assert is_complete(seen[0])
+    for limit in ("max_epochs", "max_steps", "patience"):
+        trainer = seen[0].trainer.model_copy(update={limit: 9})
+        assert not is_complete(seen[0].model_copy(update={"trainer": trainer}))
     status, err, _ = command("train", "resume=run", "trainer.max_epochs=3")
     assert status == 2
     assert "has no checkpoints/last.ckpt. It has best." in err
@@ -394,6 +407,8 @@ def test_a_complete_run_says_which_checkpoint_is_lost(run: Any, command: Any) ->
     assert has_kept(config)
     last.write_bytes(last.read_bytes()[:-9])
     assert not has_kept(config)  # it goes on from the one before
+    without_last = config.trainer.model_copy(update={"keep_last": False})
+    assert has_kept(config.model_copy(update={"trainer": without_last}))  # it is to go
     save(last, of="another")
     assert not has_kept(config)
     last.unlink()
