@@ -94,6 +94,14 @@ def test_an_evaluation_that_lost_a_process_says_how_to_go_on(monkeypatch: pytest
         evaluate.respond(config, None, {})
 
 
+@pytest.mark.parametrize(("devices", "number"), [(1, 1), ("4", 4), ("0,3", 2), ("5,6,7", 3)])
+def test_devices_are_a_number_or_a_list(monkeypatch: pytest.MonkeyPatch, devices: int | str, number: int) -> None:
+    device = typed("train").device.model_copy(update={"devices": devices})
+    assert launch.processes_to_start(device, "gpu") == number
+    by_torchrun(monkeypatch, 4, 2)
+    assert launch.processes_to_start(device, "gpu") == 1  # they run already
+
+
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, number: int = 2) -> int:
     """Runs a Python script as several processes; it knows its number as `rank`."""
     script = folder / "script.py"

@@ -18,9 +18,10 @@ import evaluate
 import train
 from instruct_lm.commands import jobs, report, sweeps
 from instruct_lm.commands.hydra_app import Job
+from instruct_lm.commands.jobs import ask_to_stop
 from instruct_lm.commands.runs import limits
 from instruct_lm.errors import InputError, RunError, StoppedError
-from instruct_lm.io.sweep_files import headline, read_job, unfinished_jobs, write_job
+from instruct_lm.io.sweep_files import headline, read_job, unfinished_jobs, write_job, write_jobs
 from tests.run_commands import commands
 
 
@@ -294,6 +295,30 @@ def test_commands_for_several_devices_run_when_pasted(command: Any) -> None:
     folders = [Path(config.output_dir) for _, _, (config,) in runs]
     assert len(set(folders)) == 2
     assert {folder.parent for folder in folders} == {Path("a b, c=d").absolute()}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "kind"), [((2, 2), InputError), ((2, 1), RunError), ((2, None), RunError), ((1, 1), RunError)]
+)
+def test_a_sweep_is_bad_input_only_where_every_job_was_refused(
+    tmp_path: Path, statuses: tuple[int | None, ...], kind: type[Exception]
+) -> None:
+    jobs = {str(i): [f"seed={i}"] for i in range(2)}
+    write_jobs(tmp_path, jobs)
+    for name, status in zip(jobs, statuses, strict=True):
+        write_job(tmp_path / name, "complete" if status is None else "failed", status=status, message="No.")
+    with pytest.raises(kind, match=rf"^{2 - statuses.count(None)} of 2 jobs are not complete") as raised:
+        sweeps.conclude(sweeps.Sweep(tmp_path, jobs, evaluate=False, own_processes=False), None, None)
+    assert type(raised.value) is kind
+
+
+def test_the_first_reason_to_stop_is_the_status_of_a_sweep(tmp_path: Path) -> None:
+    for status in (130, 1):  # a signal, and a job that fails on its account
+        ask_to_stop(tmp_path, status)
+    with pytest.raises(StoppedError) as raised:
+        sweeps.conclude(sweeps.Sweep(tmp_path, {}, evaluate=False, own_processes=False), None, None)
+    assert raised.value.status == 130
+    assert not list(tmp_path.iterdir())  # the next command begins its jobs
 
 
 def test_a_message_has_one_line_in_a_list() -> None:

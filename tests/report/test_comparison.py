@@ -1,5 +1,6 @@
 """What a contrast says of a difference, its interval and its p-value."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from instruct_lm.evaluation.statistics import Difference
 from instruct_lm.report import comparison
 from instruct_lm.report.comparison import Contrast, p_text
-from instruct_lm.report.settings import differing
+from instruct_lm.report.evaluations import Evaluation
+from instruct_lm.report.settings import Setting, differing
 
 
 def contrast(mean: float, low: float, high: float, p_value: float, judge: str = "a", **found: Any) -> Contrast:
@@ -72,6 +74,22 @@ def test_runs_are_paired_by_seed_only_where_both_sides_have_the_same(
     )
     comparison._differences(tuned, base)  # type: ignore[arg-type]
     assert set(told) == {same}
+
+
+def test_a_mean_is_over_the_entries_that_every_seed_has_a_score_of() -> None:
+    runs = [SimpleNamespace(values={"score": np.array(scores)}) for scores in ([1, np.nan, 3, 9], [2, 5, 6, np.nan])]
+    found = Setting("both", tuple(runs))  # type: ignore[arg-type]
+    mean = found.mean("score")
+    assert mean is not None
+    assert mean[0] == (1 + 3 + 2 + 6) / 4
+    assert mean[1] <= mean[0] <= mean[2]
+    assert found.mean("score", [1, 3]) is None
+
+
+def test_entries_that_are_kept_out_of_training_have_not_been_seen() -> None:
+    unknown = Evaluation("a", True, None, {}, [], [], {}, config={}, settings={}, training={})
+    assert unknown.seen is None
+    assert replace(unknown, config={"data": {"deduplicate": 0.9}}).seen == []
 
 
 def test_a_model_without_a_checkpoint_does_not_differ_by_it() -> None:

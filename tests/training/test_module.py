@@ -173,6 +173,19 @@ def test_validation_losses_are_ratios_over_the_split(data_file: Path, tmp_path: 
     assert masked["val/response_loss"] == pytest.approx(results[0]["val/response_loss"], rel=1e-5)
 
 
+def test_of_several_processes_and_micro_batches_each_has_its_share_of_the_step(data_file: Path) -> None:
+    """Lightning divides by the micro-batches and averages over the processes; the step's weight is of all of them."""
+    tuner, datamodule = build(data_file, batch_size=6)
+    datamodule.setup()
+    batch = next(iter(datamodule.train_dataloader()))._replace(step_weight=1000.0)
+    strategy = SimpleNamespace(reduce=lambda x, reduce_op: {"sum": 2 * x, "mean": x, "max": x}[reduce_op])
+    tuner.trainer = SimpleNamespace(accumulate_grad_batches=3, world_size=2, strategy=strategy)
+    weighted, response = tuner.loss(tuner.model, batch)
+    torch.testing.assert_close(tuner.training_step(batch, 0), weighted / 1000 * 6)
+    sums = [weighted.item(), float(batch.weights.sum()), response.item(), float(batch.response_weights.sum())]
+    assert tuner._reduced(tuner._train_sums) == pytest.approx([2 * each for each in sums])  # the other has the same
+
+
 def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
     tuner, logged = InstructionTuner(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))), dict[str, float]()
     tuner.trainer = SimpleNamespace(testing=False, world_size=1)

@@ -130,6 +130,16 @@ def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_one_before(tmp_p
         assert (last.read_text(), previous.read_text()) == (f"step {step}", kept)
 
 
+def test_the_first_process_alone_moves_files(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(global_step=1, is_global_zero=False, save_checkpoint=lambda path: path.touch())
+    save = SaveLast(tmp_path / "last.ckpt", tmp_path / "previous.ckpt", StopSignals())
+    save.path.write_text("of the first process")
+    save._saved_step, save._last_is_good = 0, True
+    save._save(trainer, 1)
+    assert save.path.read_text() == "of the first process"
+    assert not save.previous.exists()
+
+
 def test_a_signal_is_answered_with_a_checkpoint_after_the_step_under_way(tmp_path: Path) -> None:
     strategy = SimpleNamespace(reduce_boolean_decision=lambda mine, all: mine)
     trainer: Any = SimpleNamespace(global_step=0, accumulate_grad_batches=2, is_global_zero=True, strategy=strategy)

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from instruct_lm.training.strategies import keep_steps, largest
 from tests.run_commands import ROOT
 from tests.training import several_processes
 
@@ -80,6 +82,35 @@ def test_a_run_goes_on_with_its_steps_in_other_micro_batches(
         several_processes.train(tmp_path, way)
     for way in resumed:
         assert_same_end(tmp_path / "1" / way.replace("/", "-"), tmp_path / "1" / whole, stop)
+
+
+@pytest.mark.parametrize(
+    ("rows", "then", "world_size", "now", "ready"),
+    [
+        (8, 1, 2, 1, 5),  # 4 rows in each of two processes
+        (16, 1, 1, 2, 10),  # of two processes with 8 rows; one takes them in two micro-batches
+        (16, 2, 2, 1, 3),  # back again, after a step that was the last and had one micro-batch
+        (20, 3, 2, 2, 4),
+        (8, 1, 1, 1, 5),
+    ],
+)
+def test_counts_become_those_of_other_micro_batches(
+    rows: int, then: int, world_size: int, now: int, ready: int
+) -> None:
+    data = SimpleNamespace(batch_size=8, step_size=None)
+    trainer: Any = SimpleNamespace(world_size=world_size, accumulate_grad_batches=None, datamodule=data)
+    counts = {name: {"ready": 5, "started": 5, "completed": 4} for name in ("total", "current")}
+    loops = {"fit_loop": {"epoch_loop.batch_progress": counts}}
+    keep_steps(trainer, {"steps": {"rows": rows, "accumulate": then}, "loops": loops})
+    assert (data.step_size, trainer.accumulate_grad_batches) == (rows, now)
+    assert list(counts.values()) == [{"ready": ready, "started": ready, "completed": ready - 1}] * 2
+
+
+def test_the_largest_of_all_processes_values_counts() -> None:
+    others = {"max": lambda mine: max(mine, 15), "sum": lambda mine: mine + 15}
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda x, reduce_op: torch.tensor(others[reduce_op](int(x))))
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
+    assert [largest(trainer, mine) for mine in (0, 2, 15, 30)] == [15, 15, 15, 30]
 
 
 @pytest.mark.slow
