@@ -94,6 +94,27 @@ def test_an_evaluation_that_lost_a_process_says_how_to_go_on(monkeypatch: pytest
         evaluate.respond(config, None, {})
 
 
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [
+        ({}, None),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, "torchrun"),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, "srun"),
+        ({"SLURM_NTASKS": "2"}, None),  # a batch script, which runs once
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", processes.LAUNCHED: "1"}, "own"),
+    ],
+)
+def test_what_has_started_a_process_is_told_by_its_environment(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: str | None
+) -> None:
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.launcher() == kind
+
+
 @pytest.mark.parametrize(("devices", "number"), [(1, 1), ("4", 4), ("0,3", 2), ("5,6,7", 3)])
 def test_devices_are_a_number_or_a_list(monkeypatch: pytest.MonkeyPatch, devices: int | str, number: int) -> None:
     device = typed("train").device.model_copy(update={"devices": devices})
@@ -162,3 +183,13 @@ def test_signals_become_errors_and_are_given_back() -> None:
         signal.raise_signal(signal.SIGTERM)  # what suppresses errors, as around a damaged file, does not suppress it
     assert stopped.value.status == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_signal_that_nohup_ignores_ends_no_command() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with processes.stopping():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from instruct_lm.commands.folders import file_name, train_dir
 from instruct_lm.commands.own_files import check_no_run
 from instruct_lm.commands.pasting import override
 from instruct_lm.commands.runs import (
@@ -194,6 +195,21 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(run: Any, command:
     status, err, seen = command("train", again)
     assert status == 0, err
     assert seen[0].resume is None
+
+
+def test_no_run_begins_in_the_folder_of_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "responses.json").write_text("[]")
+    with pytest.raises(InputError, match="holds an evaluation"):
+        train_dir(str(tmp_path), None, "outputs/now")
+    assert [file.name for file in tmp_path.iterdir()] == ["responses.json"]
+
+
+def test_long_texts_have_names_of_their_own() -> None:
+    names = [file_name("x" * length) for length in (99, 100, 101, 102, 500)]
+    assert names[:2] == ["x" * 99, "x" * 100]
+    assert len(set(names)) == 5
+    assert max(map(len, names)) == 100
+    assert file_name("a b/ü=1,2") == "a-b-ü-1-2"
 
 
 def test_of_a_dead_start_neither_curves_nor_weights_are_left(tmp_path: Path) -> None:
