@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import evaluate
+from instruct_lm.errors import InputError
 from instruct_lm.evaluation import tensorboard
 from instruct_lm.report import evaluations
 from tests.run_commands import typed
@@ -39,6 +40,24 @@ def test_answers_count_where_all_that_determines_them_is_the_same(
     for args in ([], [other]):
         assert evaluate.main(config(tmp_path, *args)) == 0
     assert (made[0] == made[1]) == same
+
+
+@pytest.mark.parametrize(("lora", "weights"), [("none", False), ("r16", True)])
+def test_sources_that_have_changed_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: str, weights: bool
+) -> None:
+    told: list[tuple[Path, bool]] = []
+
+    def refuse(run: Path, config: Any, fetcher: Any, *, weights: bool) -> None:
+        told.append((run, weights))
+        raise InputError("the data have changed")
+
+    monkeypatch.setattr(evaluate, "check_origin", refuse)
+    monkeypatch.setattr(evaluate, "fetch_sources", lambda *_, **__: None)
+    settings = config(tmp_path, f"lora={lora}").model_copy(update={"run": "run"})
+    with pytest.raises(InputError, match="the data have changed"):
+        evaluate.respond(settings, tmp_path / "best.ckpt", {})
+    assert told == [(Path("run"), weights)]  # those of the base count under adapters
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last", "untuned"])

@@ -11,6 +11,7 @@ import torch
 
 from instruct_lm.commands.exit_status import describe, exit_status
 from instruct_lm.errors import InputError, RunError
+from instruct_lm.io.failures import outside_failure
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,14 @@ def test_a_checkpoint_on_a_full_disk_names_the_disk() -> None:
     with pytest.raises(Exception) as failed, open("/dev/full", "wb", buffering=0) as file:  # noqa: PT011, PTH123
         torch.save({"weights": torch.zeros(100_000)}, file)
     assert describe(failed.value)[1].startswith("No room is left on the disk.")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_is_found_behind_a_librarys_own_error(named: bool) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+    error = ValueError("cannot write")
+    error.__cause__, error.__context__ = (full if named else None), full  # `raise … from`, and without it
+    assert str(outside_failure(error)).startswith("last.ckpt: No room is left")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("of a library"), ValueError("CUDA error")])

@@ -355,3 +355,22 @@ def test_help_into_a_closed_pipe_is_quiet(folder: Path) -> None:
     process.stdout.close()
     assert process.communicate(timeout=300)[1] == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "lora", "weights"), [([], "none", False), ([], "r16", True), (["format=peft"], "r16", False)]
+)
+def test_sources_that_have_changed_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], lora: str, weights: bool
+) -> None:
+    told: list[tuple[Path, bool]] = []
+
+    def refuse(run: Path, config: Any, fetcher: Any, *, weights: bool) -> None:
+        told.append((run, weights))
+        raise InputError("the tokenizer has changed")
+
+    monkeypatch.setattr(export, "check_origin", refuse)
+    run = make_run(tmp_path / "run", f"lora={lora}")
+    with pytest.raises(InputError, match="the tokenizer has changed"):
+        export._export(configured(*args, run=run), run / "checkpoints" / "best.ckpt", tmp_path)
+    assert told == [(run, weights)]  # those of the base count under adapters, unless these are exported alone
