@@ -12,6 +12,7 @@ from instruct_lm.report import comparison
 from instruct_lm.report.comparison import Contrast, p_text
 from instruct_lm.report.evaluations import Evaluation
 from instruct_lm.report.settings import Setting, differing
+from instruct_lm.report.tables import scores_table
 
 
 def contrast(mean: float, low: float, high: float, p_value: float, judge: str = "a", **found: Any) -> Contrast:
@@ -84,6 +85,13 @@ def test_a_mean_is_over_the_entries_that_every_seed_has_a_score_of() -> None:
     assert mean[0] == (1 + 3 + 2 + 6) / 4
     assert mean[1] <= mean[0] <= mean[2]
     assert found.mean("score", [1, 3]) is None
+
+
+def test_entries_without_a_score_are_those_of_all_seeds() -> None:
+    runs = [SimpleNamespace(examples=["an entry"], summary={"failed": failed}) for failed in (1, 2)]
+    setting = SimpleNamespace(name="both", runs=runs, seeds=(1, 2), mean=lambda metric: None)
+    (row,) = scores_table(SimpleNamespace(settings=[setting], runs=runs, headline="chrf")).rows  # type: ignore[arg-type]
+    assert (row["without a score"], row["seeds"]) == ("3", "1, 2")
 
 
 def test_entries_that_are_kept_out_of_training_have_not_been_seen() -> None:

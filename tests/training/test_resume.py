@@ -15,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train as program
 from instruct_lm.commands import build
 from instruct_lm.commands.endings import explained
 from instruct_lm.commands.runs import clear_dead_start
@@ -22,7 +23,7 @@ from instruct_lm.config import TrainConfig
 from instruct_lm.data.tokenizer import load_tokenizer
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.io.fetcher import Fetcher
-from instruct_lm.io.run_files import BEST, PREVIOUS
+from instruct_lm.io.run_files import BEST, PREVIOUS, SUMMARY
 from instruct_lm.training.callbacks import Throughput
 from instruct_lm.training.checkpoints import Resumable, load_checkpoint, sound_checkpoint
 from instruct_lm.training.divergence import DivergedError, Divergence
@@ -224,6 +225,19 @@ def test_what_judges_a_state_stands_before_what_keeps_it(data_file: Path, tmp_pa
     callbacks = make_trainer(tiny(data_file, tmp_path), "cpu", [Divergence()]).callbacks  # type: ignore[attr-defined]
     kinds = [type(callback) for callback in callbacks]
     assert kinds.index(Divergence) < kinds.index(SaveBest) < kinds.index(SaveLast) == len(kinds) - 1
+
+
+def test_a_run_that_goes_on_has_no_summary_until_it_ends(
+    data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    (tmp_path / SUMMARY).write_text("of fewer epochs")
+    monkeypatch.setattr("instruct_lm.training.trainer.make_trainer", kill)
+    with pytest.raises(Killed):
+        program.train(tiny(data_file, tmp_path))
+    assert not (tmp_path / SUMMARY).exists()
 
 
 @pytest.fixture
