@@ -11,8 +11,8 @@ from instruct_lm.evaluation.statistics import Difference
 from instruct_lm.report import comparison
 from instruct_lm.report.comparison import Contrast, p_text
 from instruct_lm.report.evaluations import Evaluation
-from instruct_lm.report.settings import Setting, differing
-from instruct_lm.report.tables import scores_table
+from instruct_lm.report.settings import Setting, differing, group
+from instruct_lm.report.tables import agreement_table, scores_table
 
 
 def contrast(mean: float, low: float, high: float, p_value: float, judge: str = "a", **found: Any) -> Contrast:
@@ -92,6 +92,22 @@ def test_entries_without_a_score_are_those_of_all_seeds() -> None:
     setting = SimpleNamespace(name="both", runs=runs, seeds=(1, 2), mean=lambda metric: None)
     (row,) = scores_table(SimpleNamespace(settings=[setting], runs=runs, headline="chrf")).rows  # type: ignore[arg-type]
     assert (row["without a score"], row["seeds"]) == ("3", "1, 2")
+
+
+@pytest.mark.parametrize(("answers", "rows"), [(["a", "b"], 1), (["a", "c"], 0)])
+def test_judges_are_compared_on_the_same_answers_alone(answers: list[str], rows: int) -> None:
+    scores = {"score": np.array([10.0, 20.0])}
+    runs = [
+        SimpleNamespace(name=judge, examples=[1, 2], answers=given, summary={"judge": judge}, values=scores)
+        for judge, given in (("first", ["a", "b"]), ("second", answers))
+    ]
+    assert len(agreement_table(SimpleNamespace(runs=runs)).rows) == rows  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seeds", "groups"), [((1, 2), [2]), ((1, 1), [1, 1])])
+def test_the_same_seed_twice_is_no_group_of_seeds(seeds: tuple[int, int], groups: list[int]) -> None:
+    runs = [Evaluation("a", False, None, {}, [], [], {}, {}, settings={"seed": seed}, training={}) for seed in seeds]
+    assert [len(setting.runs) for setting in group(runs, [])] == groups
 
 
 def test_entries_that_are_kept_out_of_training_have_not_been_seen() -> None:
