@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -17,10 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import entrants, machine, rounds
 from benchmarks.tasks import ROOT, rows
 from instruct_lm.errors import RunError
 from instruct_lm.io.files import write_json
@@ -28,47 +26,17 @@ from instruct_lm.io.files import write_json
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("book", "transformers", "trl")
 LOSSES = {"all": "all in the loss", "masked": "masked instructions"}
+PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
 EXAMPLE_ANSWERS = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/03_model-evaluation"
 Table = list[dict[str, Any]]
 Tables = Iterator[tuple[str, Table]]
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any] | None:
-    """Run a worker; None if the contender cannot run here, with the reason on stderr."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(request)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"  {request['contender']}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
-        return None
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def rounds(requests: dict[str, dict[str, Any]], n: int) -> dict[str, list[dict[str, Any]]]:
-    """Each request ``n`` times, taking turns."""
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in requests}
-    for turn in range(n):
-        for name, request in requests.items():
-            start = time.perf_counter()
-            if (result := measure(request)) is not None:
-                results[name].append(result)
-                print(f"  round {turn + 1}/{n} {name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return {name: found for name, found in results.items() if found}
-
-
-def train_table(size: str, masked: bool, lora: int, args: argparse.Namespace, **extra: Any) -> Table:
+def train_table(size: str, masked: bool, lora: int, precision: str, args: argparse.Namespace, **extra: Any) -> Table:
     """A training step of each contender."""
-    common = {
-        "task": "train",
-        "size": size,
-        "masked": masked,
-        "lora": lora,
-        "warmup": args.warmup,
-        "steps": args.steps,
-        **extra,
-    }
-    names = [name for name in ("ours", *args.peers) if not (name == "book" and (size == "smollm2-135m" or lora))]
-    found = rounds({name: {**common, "contender": name} for name in names}, args.rounds)
+    sizes = {"size": size, "masked": masked, "lora": lora, "warmup": args.warmup, "steps": args.steps}
+    peers = [name for name in args.peers if not (name == "book" and (size == "smollm2-135m" or lora))]
+    found = rounds(entrants("train", precision, peers, **sizes, **extra), args.rounds)
     seconds = {name: statistics.median([s for r in results for s in r["seconds"]]) for name, results in found.items()}
     table = []
     for name, results in found.items():
@@ -88,28 +56,34 @@ def train_table(size: str, masked: bool, lora: int, args: argparse.Namespace, **
 
 def training(args: argparse.Namespace) -> Tables:
     """Training steps: all in the loss, and the instructions masked."""
-    for size in args.sizes:
-        for loss in args.losses:
-            title = f"training step, {size}, batch 8, {LOSSES[loss]}"
-            yield title, train_table(size, loss == "masked", 0, args)
+    for precision in args.precisions:
+        for size in args.sizes:
+            for loss in args.losses:
+                title = f"training step, {size}, batch 8, {LOSSES[loss]}, {PRECISIONS[precision]}"
+                yield title, train_table(size, loss == "masked", 0, precision, args)
 
 
 def lora(args: argparse.Namespace) -> Tables:
     """Training steps of rank-16 adapters."""
-    for size in args.sizes:
-        yield f"training step, {size}, batch 8, LoRA r16", train_table(size, False, 16, args)
+    for precision in args.precisions:
+        for size in args.sizes:
+            title = f"training step, {size}, batch 8, LoRA r16, {PRECISIONS[precision]}"
+            yield title, train_table(size, False, 16, precision, args)
 
 
 def long_examples(args: argparse.Namespace) -> Tables:
     """Training steps on examples of 300 to 1000 tokens."""
     args = argparse.Namespace(**{**vars(args), "peers": [name for name in args.peers if name == "transformers"]})
-    yield "training step, gpt2, batch 8, 300 to 1000 tokens", train_table("gpt2", False, 0, args, long=True)
+    for precision in args.precisions:
+        title = f"training step, gpt2, batch 8, 300 to 1000 tokens, {PRECISIONS[precision]}"
+        yield title, train_table("gpt2", False, 0, precision, args, long=True)
 
 
 def memory(args: argparse.Namespace) -> Tables:
     """Peak memory of the whole process by setting."""
     settings: dict[str, dict[str, Any]] = {
         "full, default": {},
+        "full, bf16": {"precision": "bf16-mixed"},
         "full, activation checkpointing": {"options": {"activation_checkpointing": True}},
         "full, optimizer in backward": {"options": {"in_backward": True}},
         "full, both": {"options": {"activation_checkpointing": True, "in_backward": True}},
@@ -122,7 +96,8 @@ def memory(args: argparse.Namespace) -> Tables:
         "LoRA r16, bf16 base": {"lora": 16, "options": {"base_dtype": "bfloat16"}},
         "LoRA r16, both": {"lora": 16, "options": {"activation_checkpointing": True, "base_dtype": "bfloat16"}},
     }
-    common = {"task": "train", "size": args.sizes[0], "masked": False, "contender": "ours", "warmup": 2, "steps": 2}
+    common = {"task": "train", "precision": "32-true", "size": args.sizes[0], "masked": False, "contender": "ours"}
+    common |= {"warmup": 2, "steps": 2}
     found = rounds({name: {**common, **setting} for name, setting in settings.items()}, 1)
     table = [
         {
@@ -137,10 +112,15 @@ def memory(args: argparse.Namespace) -> Tables:
 
 def generation(args: argparse.Namespace) -> Tables:
     """Answers to the test split's prompts, 32 tokens each."""
-    size = args.sizes[0]
-    common = {"task": "generate", "size": size, "new_tokens": 32}
-    names = [name for name in ("ours", *args.peers) if name != "trl"]
-    found = rounds({name: {**common, "contender": name} for name in names}, args.rounds)
+    peers = [name for name in args.peers if name != "trl"]
+    for precision in args.precisions:
+        wanted = entrants("generate", precision, peers, size=args.sizes[0], new_tokens=32)
+        title = f"answers to the test split, 32 tokens each, {args.sizes[0]}, {PRECISIONS[precision]}"
+        yield title, generation_table(rounds(wanted, args.rounds))
+
+
+def generation_table(found: dict[str, list[dict[str, Any]]]) -> Table:
+    """Tokens a second of each contender."""
     rate = {name: statistics.median(r["tokens_per_second"] for r in results) for name, results in found.items()}
     table = []
     for name, results in found.items():
@@ -153,7 +133,7 @@ def generation(args: argparse.Namespace) -> Tables:
                 "floor, tokens/s": round(statistics.median(floors), 1) if floors else "",
             }
         )
-    yield f"answers to the test split, 32 tokens each, {size}", table
+    return table
 
 
 def startup(args: argparse.Namespace) -> Tables:
@@ -248,26 +228,6 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Tables]] = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu = platform.processor()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    versions = {}
-    for package in ("torch", "lightning", "transformers", "trl", "peft", "llms-from-scratch"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
 def markdown(table: Table) -> str:
     """A table for the terminal and the README."""
     columns = list(table[0])
@@ -281,6 +241,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(BENCHMARKS)}")
     parser.add_argument("--sizes", nargs="+", default=["gpt2-medium", "gpt2", "smollm2-135m"], help="conf/model names")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, help="a table each; default: those that pay here"
+    )
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, help="of the training benchmark")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=4, help="timed steps a turn")
@@ -289,11 +252,16 @@ def main() -> None:
     if unknown := set(args.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; choose among {', '.join(BENCHMARKS)}")
     data = rows(args.sizes[0])[0]
-    print(f"data: {data}; machine: {machine()}", file=sys.stderr)
+    measured_on = machine()
+    print(f"data: {data}; machine: {measured_on}", file=sys.stderr)
+    rates = measured_on["GFLOP/s"]
+    args.precisions = args.precisions or [name for name in PRECISIONS if rates[name] >= rates["32-true"]]
+    if skipped := [name for name in PRECISIONS if name not in args.precisions]:
+        print(f"not measured: {', '.join(skipped)}; --precisions asks for it", file=sys.stderr)
     for name in args.names or BENCHMARKS:
         try:
             for title, table in BENCHMARKS[name](args):
-                record = {"title": title, "table": table, "machine": machine(), "data": data, "arguments": vars(args)}
+                record = {"title": title, "table": table, "machine": measured_on, "data": data, "arguments": vars(args)}
                 write_json(record, RESULTS / f"{re.sub('[^a-z0-9]+', '-', title.lower())}.json")
                 print(f"\n{title}\n\n{markdown(table)}\n", flush=True)
         except RunError as error:

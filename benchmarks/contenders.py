@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+
+import torch
 
 from benchmarks.tasks import Row, model_conf
 from instruct_lm.io.conf_files import model_config
@@ -12,10 +15,17 @@ from instruct_lm.io.conf_files import model_config
 Losses = list[float]
 Seconds = list[float]
 END = 0  # fills padded rows; nothing depends on it
+DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+"""Precision → the dtype of the products with weights; weights and optimizer states are fp32 in both."""
+
+
+def autocast(dtype: torch.dtype) -> AbstractContextManager[None]:
+    """torch's own mixed precision."""
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
 
 def train_ours(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """This project: `InstructionTuner` under Lightning's trainer, as `train.py` sets it up."""
     import logging
@@ -23,7 +33,6 @@ def train_ours(
 
     import lightning.pytorch as pl
     import numpy as np
-    import torch
     from torch.utils.data import DataLoader
 
     from instruct_lm.data.batching import collate
@@ -69,9 +78,11 @@ def train_ours(
             self.since = time.perf_counter()
 
     clock = Clock()
+    precision: Any = next(name for name, product in DTYPES.items() if product == dtype)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[clock], use_distributed_sampler=False, log_every_n_steps=1000,
+        accelerator="cpu", precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[clock], use_distributed_sampler=False,
+        log_every_n_steps=1000,
     )  # fmt: skip
     tuner = InstructionTuner(model, optimizer=optimizer)
     if options.get("fast", True):
@@ -81,10 +92,9 @@ def train_ours(
 
 
 def train_book(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
-    """The book's model, collate function, loss and loop (chapters 4, 5 and 7)."""
-    import torch
+    """The book's model, collate function, loss and loop (chapters 4, 5 and 7), which are in fp32."""
     from llms_from_scratch.ch07 import custom_collate_fn
 
     c = model_conf(size)
@@ -108,11 +118,9 @@ def train_book(
 
 
 def train_transformers(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """Transformers' model in a plain loop: right-padded rows, SDPA attention, fused AdamW; peft for LoRA."""
-    import torch
-
     model = _transformers_model(size)
     if lora:
         from peft import get_peft_model
@@ -133,7 +141,8 @@ def train_transformers(
             mask[i, : len(row.ids)] = 1
             start = row.prompt_length if masked else 0
             labels[i, start : len(row.ids)] = ids[i, start : len(row.ids)]
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        with autocast(dtype):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -143,12 +152,11 @@ def train_transformers(
 
 
 def train_trl(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
-    """TRL's SFTTrainer with its defaults (activation checkpointing among them) in fp32 on a CPU."""
+    """TRL's SFTTrainer with its defaults (activation checkpointing among them) on a CPU."""
     import tempfile
 
-    import torch
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -181,7 +189,7 @@ def train_trl(
         settings = SFTConfig(
             output_dir=folder, per_device_train_batch_size=len(batches[0]), learning_rate=5e-5, weight_decay=0.1,
             num_train_epochs=1, max_length=1024, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
-            bf16=False, logging_strategy="no", completion_only_loss=masked, **options.get("sft", {}),
+            bf16=dtype == torch.bfloat16, logging_strategy="no", completion_only_loss=masked, **options.get("sft", {}),
         )  # fmt: skip
         trainer = SFTTrainer(
             model=_transformers_model(size).to(torch.float32), args=settings, train_dataset=Dataset.from_dict(data),
@@ -223,7 +231,6 @@ def _lora_config(size: str, rank: int) -> Any:
 
 
 def _transformers_model(size: str) -> Any:
-    import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     c: dict[str, Any] = model_conf(size)
@@ -240,7 +247,7 @@ def _transformers_model(size: str) -> Any:
     )  # fmt: skip
 
 
-def generate_ours(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
+def generate_ours(size: str, prompts: list[list[int]], new_tokens: int, dtype: torch.dtype) -> tuple[float, int]:
     """This project's batched generation, all prompts at once."""
     from instruct_lm.fast import accelerate
     from instruct_lm.model.generation import generate
@@ -248,15 +255,15 @@ def generate_ours(size: str, prompts: list[list[int]], new_tokens: int) -> tuple
 
     model = GPT(GPTConfig.of(model_config(size))).init_weights(0)
     accelerate(model)
-    generate(model, prompts[:2], max_new_tokens=2)
-    start = time.perf_counter()
-    made = generate(model, prompts, max_new_tokens=new_tokens, batch_size=len(prompts))
+    with autocast(dtype):
+        generate(model, prompts[:2], max_new_tokens=2)
+        start = time.perf_counter()
+        made = generate(model, prompts, max_new_tokens=new_tokens, batch_size=len(prompts))
     return time.perf_counter() - start, sum(map(len, made))
 
 
-def generate_book(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
+def generate_book(size: str, prompts: list[list[int]], new_tokens: int, dtype: torch.dtype) -> tuple[float, int]:
     """The book's `generate_text_simple`: one prompt at a time, all of it anew for each token; two prompts will do."""
-    import torch
     from llms_from_scratch.ch04 import generate_text_simple
 
     c = model_conf(size)
@@ -268,11 +275,11 @@ def generate_book(size: str, prompts: list[list[int]], new_tokens: int) -> tuple
     return time.perf_counter() - start, 2 * new_tokens
 
 
-def generate_transformers(size: str, prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
-    """Transformers' batched greedy `generate`: left-padded, with its cache, all prompts at once."""
-    import torch
-
-    model = _transformers_model(size).eval()
+def generate_transformers(
+    size: str, prompts: list[list[int]], new_tokens: int, dtype: torch.dtype
+) -> tuple[float, int]:
+    """Transformers' batched greedy `generate`: left-padded, with its cache, weights in the dtype."""
+    model = _transformers_model(size).to(dtype).eval()
     longest = max(map(len, prompts))
     ids = torch.tensor([[END] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])

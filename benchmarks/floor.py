@@ -1,4 +1,4 @@
-"""The arithmetic that a task needs, and how fast this machine multiplies matrices of its shapes.
+"""The arithmetic that a task needs, and how fast this machine multiplies matrices of its shapes and updates weights.
 
 Counted are the products with weight matrices: 2 FLOPs a weight and token forward, 4 more backward (2 where the weight
 is frozen). Tokens stand once: no padding, the prefix that the rows of a batch share a single time, and the head only
@@ -7,7 +7,9 @@ where a target counts. Attention's own products are left out.
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -60,22 +62,50 @@ def generate_flops(size: str, prompts: list[list[int]], new_tokens: int) -> floa
     return 2 * blocks * (packed_tokens(rows) + decoded) + 2 * head(size) * len(prompts) * new_tokens
 
 
+def trained(size: str, lora: int) -> int:
+    """Number of weights that a training step updates, those of norms and biases left out."""
+    blocks = sum(n * (lora * (a + b) if lora else a * b) for n, a, b in shapes(size))
+    return blocks if lora else blocks + head(size)
+
+
 @torch.no_grad()
-def gemm_rate(size: str, tokens: int, seconds: float = 2.0) -> float:
+def adamw_rate(seconds: float = 1.0) -> float:
+    """fp32 weights a second that torch's fused AdamW updates, the median of many rounds."""
+    weight = torch.nn.Parameter(torch.randn(16_000_000))  # with gradient and states 256 MB: more than a cache
+    weight.grad = torch.randn_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.step()
+    return _median_rate(weight.numel(), optimizer.step, seconds)
+
+
+@torch.no_grad()
+def gemm_rate(size: str, tokens: int, dtype: torch.dtype = torch.float32, seconds: float = 2.0) -> float:
     """FLOPs a second of one block's forward and backward products at that many tokens, the median of many rounds.
 
-    By the library that this project uses, the faster of torch's two: the strictest floor.
+    By the library that this project uses, in fp32 the faster of torch's two: the strictest floor.
     """
-    work = [(torch.randn(tokens, a), torch.randn(b, a), torch.randn(tokens, b)) for _, a, b in shapes(size)]
+    work = [
+        (torch.randn(tokens, a).to(dtype), torch.randn(b, a).to(dtype), torch.randn(tokens, b).to(dtype))
+        for _, a, b in shapes(size)
+    ]
     grads = [torch.zeros_like(weight) for _, weight, _ in work]
     flops = sum(6 * x.shape[0] * weight.numel() for x, weight, _ in work)
-    rates = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
+
+    def multiply() -> None:
         for (x, weight, g), grad in zip(work, grads, strict=True):
             product(x, weight)
             product(g, weight.T)
             torch.mm(g.T, x, out=grad)
-        rates.append(flops / (time.perf_counter() - start))
-    return sorted(rates)[len(rates) // 2]
+
+    return _median_rate(flops, multiply, seconds)
+
+
+def _median_rate(amount: float, work: Callable[[], object], seconds: float) -> float:
+    """How much of something is done a second."""
+    rates = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        rates.append(amount / (time.perf_counter() - start))
+    return statistics.median(rates)

@@ -13,32 +13,36 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         from instruct_lm.fast.allocator import keep_freed_memory
 
         keep_freed_memory()
+    import torch
+
     from benchmarks import contenders, floor, tasks
 
+    dtype = contenders.DTYPES[request["precision"]]
     if request["task"] == "train":
         n = request["warmup"] + request["steps"]
         given = tasks.long_batches(n) if request.get("long") else tasks.batches(request["size"], n)
         given = sorted(given[: request["warmup"]], key=_longest, reverse=True) + given[request["warmup"] :]
         options, lora, masked = request.get("options", {}), request.get("lora", 0), request["masked"]
-        seconds, losses = contenders.TRAIN[request["contender"]](request["size"], given, masked, lora, options)
-        import torch
-
+        train = contenders.TRAIN[request["contender"]]
+        seconds, losses = train(request["size"], given, masked, lora, dtype, options)
         from instruct_lm.training.memory import peak_memory
 
         peak = peak_memory(torch.device("cpu"))
         needed = [floor.train_flops(request["size"], batch, masked, lora) for batch in given]
         timed = slice(request["warmup"], None)
-        rate = floor.gemm_rate(request["size"], floor.packed_tokens(given[-1]))
+        rate = floor.gemm_rate(request["size"], floor.packed_tokens(given[-1]), dtype)
+        update = floor.trained(request["size"], lora) / floor.adamw_rate()
         return {
             "seconds": seconds[timed],
             "losses": losses[timed],
             "peak_gb": peak / 1e9,
             "gflops": rate / 1e9,
-            "floor": [flops / rate for flops in needed[timed]],
+            "floor": [flops / rate + update for flops in needed[timed]],
         }
     prompts = tasks.prompts(request["size"])[: request.get("prompts")]
-    seconds, tokens = contenders.GENERATE[request["contender"]](request["size"], prompts, request["new_tokens"])
-    rate = floor.gemm_rate(request["size"], len(prompts))
+    generate = contenders.GENERATE[request["contender"]]
+    seconds, tokens = generate(request["size"], prompts, request["new_tokens"], dtype)
+    rate = floor.gemm_rate(request["size"], len(prompts), dtype)
     return {
         "tokens_per_second": tokens / seconds,
         "gflops": rate / 1e9,
