@@ -19,13 +19,13 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 """Precision → the dtype of the products with weights; weights and optimizer states are fp32 in both."""
 
 
-def autocast(dtype: torch.dtype) -> AbstractContextManager[None]:
+def autocast(precision: str) -> AbstractContextManager[None]:
     """torch's own mixed precision."""
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    return torch.autocast("cpu", DTYPES[precision], enabled=precision != "32-true")
 
 
 def train_ours(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, precision: str, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """This project: `InstructionTuner` under Lightning's trainer, as `train.py` sets it up."""
     import logging
@@ -78,11 +78,10 @@ def train_ours(
             self.since = time.perf_counter()
 
     clock = Clock()
-    precision: Any = next(name for name, product in DTYPES.items() if product == dtype)
     trainer = pl.Trainer(
-        accelerator="cpu", precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[clock], use_distributed_sampler=False,
-        log_every_n_steps=1000,
+        accelerator="cpu", precision=precision, max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[clock],
+        use_distributed_sampler=False, log_every_n_steps=1000,
     )  # fmt: skip
     tuner = InstructionTuner(model, optimizer=optimizer)
     if options.get("fast", True):
@@ -92,7 +91,7 @@ def train_ours(
 
 
 def train_book(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, precision: str, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """The book's model, collate function, loss and loop (chapters 4, 5 and 7), which are in fp32."""
     from llms_from_scratch.ch07 import custom_collate_fn
@@ -118,7 +117,7 @@ def train_book(
 
 
 def train_transformers(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, precision: str, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """Transformers' model in a plain loop: right-padded rows, SDPA attention, fused AdamW; peft for LoRA."""
     model = _transformers_model(size)
@@ -141,7 +140,7 @@ def train_transformers(
             mask[i, : len(row.ids)] = 1
             start = row.prompt_length if masked else 0
             labels[i, start : len(row.ids)] = ids[i, start : len(row.ids)]
-        with autocast(dtype):
+        with autocast(precision):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -152,7 +151,7 @@ def train_transformers(
 
 
 def train_trl(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, dtype: torch.dtype, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, precision: str, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """TRL's SFTTrainer with its defaults (activation checkpointing among them) on a CPU."""
     import tempfile
@@ -189,7 +188,8 @@ def train_trl(
         settings = SFTConfig(
             output_dir=folder, per_device_train_batch_size=len(batches[0]), learning_rate=5e-5, weight_decay=0.1,
             num_train_epochs=1, max_length=1024, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
-            bf16=dtype == torch.bfloat16, logging_strategy="no", completion_only_loss=masked, **options.get("sft", {}),
+            bf16=precision == "bf16-mixed", logging_strategy="no", completion_only_loss=masked,
+            **options.get("sft", {}),
         )  # fmt: skip
         trainer = SFTTrainer(
             model=_transformers_model(size).to(torch.float32), args=settings, train_dataset=Dataset.from_dict(data),
@@ -247,7 +247,7 @@ def _transformers_model(size: str) -> Any:
     )  # fmt: skip
 
 
-def generate_ours(size: str, prompts: list[list[int]], new_tokens: int, dtype: torch.dtype) -> tuple[float, int]:
+def generate_ours(size: str, prompts: list[list[int]], new_tokens: int, precision: str) -> tuple[float, int]:
     """This project's batched generation, all prompts at once."""
     from instruct_lm.fast import accelerate
     from instruct_lm.model.generation import generate
@@ -255,14 +255,14 @@ def generate_ours(size: str, prompts: list[list[int]], new_tokens: int, dtype: t
 
     model = GPT(GPTConfig.of(model_config(size))).init_weights(0)
     accelerate(model)
-    with autocast(dtype):
+    with autocast(precision):
         generate(model, prompts[:2], max_new_tokens=2)
         start = time.perf_counter()
         made = generate(model, prompts, max_new_tokens=new_tokens, batch_size=len(prompts))
     return time.perf_counter() - start, sum(map(len, made))
 
 
-def generate_book(size: str, prompts: list[list[int]], new_tokens: int, dtype: torch.dtype) -> tuple[float, int]:
+def generate_book(size: str, prompts: list[list[int]], new_tokens: int, precision: str) -> tuple[float, int]:
     """The book's `generate_text_simple`: one prompt at a time, all of it anew for each token; two prompts will do."""
     from llms_from_scratch.ch04 import generate_text_simple
 
@@ -275,11 +275,9 @@ def generate_book(size: str, prompts: list[list[int]], new_tokens: int, dtype: t
     return time.perf_counter() - start, 2 * new_tokens
 
 
-def generate_transformers(
-    size: str, prompts: list[list[int]], new_tokens: int, dtype: torch.dtype
-) -> tuple[float, int]:
-    """Transformers' batched greedy `generate`: left-padded, with its cache, weights in the dtype."""
-    model = _transformers_model(size).to(dtype).eval()
+def generate_transformers(size: str, prompts: list[list[int]], new_tokens: int, precision: str) -> tuple[float, int]:
+    """Transformers' batched greedy `generate`: left-padded, with its cache, weights in the precision's dtype."""
+    model = _transformers_model(size).to(DTYPES[precision]).eval()
     longest = max(map(len, prompts))
     ids = torch.tensor([[END] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -17,14 +17,15 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     from benchmarks import contenders, floor, tasks
 
-    dtype = contenders.DTYPES[request["precision"]]
+    precision = request["precision"]
+    dtype = contenders.DTYPES[precision]
     if request["task"] == "train":
         n = request["warmup"] + request["steps"]
         given = tasks.long_batches(n) if request.get("long") else tasks.batches(request["size"], n)
         given = sorted(given[: request["warmup"]], key=_longest, reverse=True) + given[request["warmup"] :]
         options, lora, masked = request.get("options", {}), request.get("lora", 0), request["masked"]
         train = contenders.TRAIN[request["contender"]]
-        seconds, losses = train(request["size"], given, masked, lora, dtype, options)
+        seconds, losses = train(request["size"], given, masked, lora, precision, options)
         from instruct_lm.training.memory import peak_memory
 
         peak = peak_memory(torch.device("cpu"))
@@ -41,7 +42,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         }
     prompts = tasks.prompts(request["size"])[: request.get("prompts")]
     generate = contenders.GENERATE[request["contender"]]
-    seconds, tokens = generate(request["size"], prompts, request["new_tokens"], dtype)
+    seconds, tokens = generate(request["size"], prompts, request["new_tokens"], precision)
     rate = floor.gemm_rate(request["size"], len(prompts), dtype)
     return {
         "tokens_per_second": tokens / seconds,

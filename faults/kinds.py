@@ -106,9 +106,8 @@ def reference(kind: str, work: Path, *settings: str) -> Run:
     with _MAKING:
         key = (kind, str(work), *settings)
         if key not in _WHOLE:
-            name = file_name(
-                "-".join([kind, *settings])
-            )  # the same whatever else is tried: an export is named after it
+            # The same whatever else is tried: an export is named after it.
+            name = file_name("-".join([kind, *settings]))
             run = Run(kind, work / "whole" / name, work / "cache", *settings)
             run.folder.parent.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()

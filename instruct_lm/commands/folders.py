@@ -53,7 +53,7 @@ def evaluate_dir(
     """Return the folder that an evaluation writes into: by default inside the run.
 
     Raises:
-        InputError: `run` is no run folder, `output_dir` would be written over a run, or another process owns it.
+        InputError: `run` is no run folder, `output_dir` holds a run or a multirun, or another process owns it.
     """
     if output_dir is not None:
         folder = Path(output_dir).expanduser()

@@ -19,6 +19,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.io.files import clear_parts, shown
+from instruct_lm.io.run_files import CONFIG_FILE
 
 LOCK, OWNER = ".lock", ".owner.json"
 """In an owned folder: the locked file, and who has locked it, in words for a message."""
@@ -55,7 +56,7 @@ def own(folder: Path) -> None:
     _held[folder] = lock
     _remember(str(folder), str(folder))
     clear_parts(folder)  # nobody else writes here now
-    clear_parts(folder / ".hydra")
+    clear_parts(folder / CONFIG_FILE.parent)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     owner = {"pid": os.getpid(), "host": platform.node(), "command": command}
     with suppress(OSError):  # it is for a message alone
