@@ -26,12 +26,11 @@ def main(config: EvaluateConfig) -> int:
     if config.responses is not None:
         return score(config, Path(config.responses), {"responses": config.responses})
 
+    from instruct_lm.commands import build, precision
     from instruct_lm.evaluation.responses import find_responses
 
-    if not config.model.is_complete:
-        from instruct_lm.commands import build
-
-        config = build.resolve(config, build.build_fetcher(config))
+    config = precision.for_answers(config, build.choose_accelerator(config.device))
+    config = build.resolve(config, build.build_fetcher(config))
     run = config.run if config.checkpoint != UNTUNED else None
     checkpoint = checkpoint_path(run, config.checkpoint) if run is not None else None
     made_by = config.model_dump(include={"model", "data", "prompt", "lora", "generation", "seed", "split"})
@@ -39,7 +38,7 @@ def main(config: EvaluateConfig) -> int:
     made_by["files"] = local_contents(
         checkpoint=checkpoint, data=config.data.source, weights=base, tokenizer=config.model.tokenizer
     )
-    if config.device.precision not in (None, "32-true"):
+    if config.device.precision != "32-true":
         made_by["precision"] = config.device.precision
     if folder := find_responses(config.folder, made_by):
         log.info("responses: made before, in %s", shown(folder))
@@ -47,7 +46,8 @@ def main(config: EvaluateConfig) -> int:
         respond(config, checkpoint, made_by)
     if processes.is_launched():
         return 0  # the process that started this one puts the answers together
-    return score(config, (folder or config.folder) / RESPONSES, {"model": config.model.name, "run": run})
+    subject = {"model": config.model.name, "run": run, "precision": config.device.precision}
+    return score(config, (folder or config.folder) / RESPONSES, subject)
 
 
 def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
     number = launch.processes_to_start(config.device, build.choose_accelerator(config.device))
     if number > 1:
         try:
-            status = launch.run_processes(number, config.folder)
+            status = launch.run_processes(number, config.folder, config.device.precision)
         except launch.ProcessError as error:
             raise RunError(f"{error}\nThe answers so far are kept: repeat the command to go on.") from error
         if status:
@@ -79,7 +79,7 @@ def respond(config: EvaluateConfig, checkpoint: Path | None, made_by: dict[str, 
         log.warning("%d of %d prompts are cut to fit model.block_size=%d", cut, len(examples), config.model.block_size)
     rank, world_size = processes.rank(), processes.world_size()
     settings = {"desc": "answering", "unit": "entry", "disable": rank > 0}
-    with tqdm(total=-(-len(examples) // world_size), **settings) as bar, build.autocast(config.device, responder.model):
+    with tqdm(total=-(-len(examples) // world_size), **settings) as bar:
         responses = answer_entries(responder, examples, config.folder, made_by, rank, world_size, bar.update)
     if world_size == 1 and responses is not None:
         save_responses(config.folder, examples, responses, made_by)

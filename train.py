@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> int:
     # Imported here, so that --help, mistakes on the command line and missing files need no torch.
     from lightning.pytorch import seed_everything
 
-    from instruct_lm.commands import build
+    from instruct_lm.commands import build, precision
     from instruct_lm.training.callbacks import SampleResponses, Throughput
     from instruct_lm.training.checkpoints import sound_checkpoint
     from instruct_lm.training.divergence import Divergence
@@ -53,17 +53,17 @@ def train(config: TrainConfig) -> int:
 
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
+    composed, config = config, precision.for_training(config, accelerator)
     if (number := launch.processes_to_start(config.device, accelerator)) > 1:
         launch.check_together(config, number)
-        return launch.run_processes(number, config.folder)
+        return launch.run_processes(number, config.folder, config.device.precision)
     launch.watch_parent()
     seed_everything(config.seed, verbose=False)
 
     fetcher = build.build_fetcher(config)
-    if not config.model.is_complete:
-        config = build.resolve(config, fetcher)
-        if processes.is_first():
-            save_config(config)  # so that the run explains itself, also without its base
+    config = build.resolve(config, fetcher)
+    if config != composed and processes.is_first():
+        save_config(config)  # so that the run explains itself, also without its base and on another machine
     tokenizer = build.build_tokenizer(config.model, fetcher)
     data = build.build_datamodule(config, tokenizer, fetcher)
     data.prepare_data()
@@ -96,6 +96,7 @@ def train(config: TrainConfig) -> int:
         "trained_parameters": sum(p.numel() for p in tuner.model.parameters() if p.requires_grad),
         "entries": {name: len(part) for name, part in data.splits._asdict().items()},
         "prompt_loss_weight": data.prompt_loss_weight,
+        "precision": config.device.precision,
         "epochs": epochs_done(trainer),
         "steps": trainer.global_step,
         "ended": why_ended(trainer),

@@ -150,7 +150,7 @@ class DeviceConfig(Group):
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(description="auto: CUDA, then MPS, then CPU")
     devices: Devices = Field(description='a number, auto for all, or ids such as "0,1"')
-    precision: Precision | None = Field(description="null: by the device; answers in 32-true")
+    precision: Precision | None = Field(description="null: the faster one; answers: as trained")
     strategy: Literal["auto", "ddp", "fsdp2"] = Field(
         description="of several processes; fsdp2: each holds a part of the model"
     )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
+
 from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.encoding import EncodedPiece, count, encode_pieces, shorten
 from instruct_lm.data.pieces import PromptStyle, extract_response, prompt_pieces
@@ -51,6 +53,7 @@ class Responder:
         max_new_tokens: Most tokens of an answer.
         sampling: The rule that chooses the next token.
         batch_size: Most answers that are generated together.
+        dtype: Of the products of a forward pass; logits and sampling stay in fp32 on a CPU.
     """
 
     model: GPT
@@ -59,6 +62,7 @@ class Responder:
     max_new_tokens: int = 256
     sampling: Sampling = GREEDY
     batch_size: int = 32
+    dtype: torch.dtype = torch.float32
 
     def batches(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """The places of the conversations that `answer` answers together.
@@ -89,13 +93,19 @@ class Responder:
         """
         prompts = [self.prompt_ids(conversation) for conversation in conversations]
         options = {"batch_size": self.batch_size, "numbers": numbers, "on_done": on_done, **self._settings}
-        generated = generate(self.model, prompts, **options)
+        with self._autocast():
+            generated = generate(self.model, prompts, **options)
         return [self._response(ids) for ids in generated]
 
     def stream(self, conversation: Conversation) -> Iterator[str]:
         """Yield the text of one answer after each token: all of the text so far, not only what is new."""
         ids: list[int] = []
-        for step in stream(self.model, [self.prompt_ids(conversation)], **self._settings):
+        steps = stream(self.model, [self.prompt_ids(conversation)], **self._settings)
+        while True:
+            with self._autocast():  # not while the caller works
+                step = next(steps, None)
+            if step is None:
+                return
             ids.append(step[0])
             yield self._response(ids).text
 
@@ -142,6 +152,10 @@ class Responder:
     def stop_tokens(self) -> frozenset[int]:
         """The ids that end an answer: the tokenizer's, and the one that ends a response in this prompt style."""
         return self.tokenizer.stop_tokens_with(self.style.end)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.model.wte.weight.device.type
+        return torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def _settings(self) -> dict[str, Any]:

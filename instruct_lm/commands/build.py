@@ -7,6 +7,7 @@ import torch
 
 from instruct_lm.commands.check_config import AnyConfig, make_config
 from instruct_lm.commands.fetch import build_fetcher as build_fetcher
+from instruct_lm.commands.precision import DTYPES
 from instruct_lm.commands.runs import run_id
 from instruct_lm.config import CommonConfig, DataCommandConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
 from instruct_lm.data.conversation import Conversation
@@ -51,7 +52,7 @@ def choose_accelerator(device: DeviceConfig) -> str:
             here_are = f"this machine has {counts[accelerator]} ({accelerator})"
             raise InputError(f"device.devices={wanted}: {here_are}. Use device.devices=auto for all.")
     if accelerator == "cpu" and device.precision == "16-mixed":
-        raise InputError("device.precision=16-mixed needs a GPU: leave it null, or use bf16-mixed.")
+        raise InputError("device.precision=16-mixed needs a GPU: use 32-true or bf16-mixed.")
     return accelerator
 
 
@@ -146,12 +147,13 @@ def _short(error: Exception) -> str:
     return "; ".join([*cut, *more]).rstrip(".") or type(error).__name__
 
 
-def _accelerate(module: torch.nn.Module, packed: bool = True) -> None:
+def _accelerate(module: torch.nn.Module, device: DeviceConfig, **options: Any) -> None:
     from instruct_lm.fast import accelerate
     from instruct_lm.fast.allocator import keep_freed_memory
 
     keep_freed_memory()
-    accelerate(module, packed=packed)
+    in_bf16 = device.precision == "bf16-mixed" and choose_accelerator(device) == "cpu"
+    accelerate(module, rounds_frozen=in_bf16, **options)
 
 
 def build_datamodule(config: DataCommandConfig, tokenizer: Tokenizer, fetcher: Fetcher) -> InstructionDataModule:
@@ -177,9 +179,11 @@ def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> Instru
     """The LightningModule of a training run; with `fast`, model and loss are the faster ones."""
     model.activation_checkpointing = config.trainer.activation_checkpointing
     optimizer = OptimizerSettings(**config.optimizer.model_dump())
-    tuner = InstructionTuner(model, build_responder(config, model, tokenizer), optimizer, config.seed)
+    responder = build_responder(config, model, tokenizer, config.device.precision)
+    tuner = InstructionTuner(model, responder, optimizer, config.seed)
     if config.fast:
-        _accelerate(tuner, packed=config.data.layout == "packed")
+        packed, keeps = config.data.layout == "packed", config.trainer.accumulate > 1
+        _accelerate(tuner, config.device, packed=packed, keeps_rounded=keeps)
     return tuner
 
 
@@ -187,9 +191,9 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
     """What a training run will need, for a batch of its longest rows."""
     prefix, head_targets = 0, None
     if config.fast:
-        from instruct_lm.fast.loss import CHUNK_SIZE
+        from instruct_lm.fast.loss import targets_at_once
 
-        head_targets = CHUNK_SIZE
+        head_targets = targets_at_once("cpu", torch.float32)
         prefix = data.shared_prefix if config.data.layout == "packed" else 0
     return TrainingMemory(
         GPTConfig.of(config.model),
@@ -203,11 +207,12 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
     )
 
 
-def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer) -> Responder:
-    """The model with a run's prompt style and generation settings."""
+def build_responder(config: CommonConfig, model: GPT, tokenizer: Tokenizer, precision: str | None = None) -> Responder:
+    """The model with a run's prompt style and generation settings, answering in a precision; None: in fp32."""
     settings, style = config.generation, get_style(config.prompt.style, tokenizer)
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
-    return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size)
+    dtype = DTYPES[precision or "32-true"]
+    return Responder(model, tokenizer, style, settings.max_new_tokens, sampling, settings.batch_size, dtype)
 
 
 def load_responder(config: DataCommandConfig, checkpoint: Path | None, fetcher: Fetcher) -> Responder:
@@ -219,15 +224,10 @@ def load_responder(config: DataCommandConfig, checkpoint: Path | None, fetcher: 
     accelerator = choose_accelerator(config.device)
     tokenizer = build_tokenizer(config.model, fetcher)
     model = load_trained(config, checkpoint, fetcher) if checkpoint else build_model(config, fetcher)
+    model = model.eval().requires_grad_(False).to("cuda" if accelerator == "gpu" else accelerator)
     if config.fast:
-        _accelerate(model)
-    return build_responder(config, model.eval().to("cuda" if accelerator == "gpu" else accelerator), tokenizer)
-
-
-def autocast(device: DeviceConfig, model: GPT) -> torch.autocast:
-    """The precision in which a model answers: ``device.precision``, or that of its weights, which is fp32."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(device.precision or "", torch.float32)
-    return torch.autocast(model.wte.weight.device.type, dtype, enabled=dtype != torch.float32)
+        _accelerate(model, config.device)
+    return build_responder(config, model, tokenizer, config.device.precision)
 
 
 def build_judge(judge: JudgeConfig, fetcher: Fetcher) -> Judge | None:

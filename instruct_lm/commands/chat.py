@@ -51,9 +51,10 @@ def load(options: argparse.Namespace) -> Responder:
     Raises:
         InputError: No run folder, no such checkpoint or device, or a setting out of range.
     """
-    from instruct_lm.commands.build import build_fetcher, load_responder, resolve
+    from instruct_lm.commands.build import build_fetcher, choose_accelerator, load_responder, resolve
     from instruct_lm.commands.check_config import make_config, nest
     from instruct_lm.commands.origins import check_origin
+    from instruct_lm.commands.precision import default, with_precision
     from instruct_lm.commands.runs import checkpoint_path, find_run, load_run_config
     from instruct_lm.config import TrainConfig
 
@@ -65,6 +66,7 @@ def load(options: argparse.Namespace) -> Responder:
     if values["generation.temperature"] == 0:
         values |= {"generation.top_k": None, "generation.top_p": None}
     config = make_config(TrainConfig, nest(values))
+    config = with_precision(config, default(choose_accelerator(config.device))[0])
     fetcher = build_fetcher(config)
     weights = checkpoint is None or config.lora.rank > 0
     check_origin(find_run(options.run), config, fetcher, weights=weights, data=False)  # a chat needs none

@@ -103,7 +103,7 @@ def processes_to_start(device: DeviceConfig, accelerator: str) -> int:
     return count(device.devices)
 
 
-def run_processes(number: int, folder: Path) -> int:
+def run_processes(number: int, folder: Path, precision: str | None = None) -> int:
     """Start this command again as `number` processes of one job, and wait until all have ended.
 
     The first one writes to this terminal; what the others say is shown if one of them fails first.
@@ -111,6 +111,7 @@ def run_processes(number: int, folder: Path) -> int:
     Args:
         number: Of processes.
         folder: The folder that all of them write into.
+        precision: That of all of them; None: as their command line says.
 
     Returns:
         0, or the status of the first process where it has said itself what went wrong.
@@ -123,7 +124,9 @@ def run_processes(number: int, folder: Path) -> int:
             stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(number)
         ]
         shared = _shared(number)
-        children = [_start(rank, shared, folder, said[rank]) for rank in range(number)]
+        given = [override("hydra.run.dir", str(folder.resolve())), "hydra.output_subdir=null"]
+        given += [] if precision is None else [override("device.precision", precision)]
+        children = [_start(rank, shared, given, said[rank]) for rank in range(number)]
         stack.callback(_kill, children)
         with _passing_on(children):
             _wait(children)
@@ -140,11 +143,10 @@ class _Child(subprocess.Popen[bytes]):
     killed = False
 
 
-def _start(rank: int, shared: dict[str, str], folder: Path, said: IO[str]) -> _Child:
+def _start(rank: int, shared: dict[str, str], given: Sequence[str], said: IO[str]) -> _Child:
     environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
     # The folder is this process's, which has recorded the settings there. Only the first writes a log.
-    command += [override("hydra.run.dir", str(folder.resolve())), "hydra.output_subdir=null"]
+    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:], *given]
     output: Any = None if rank == 0 else said
     command += [] if rank == 0 else ["hydra/job_logging=console"]
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which passes it on.

@@ -180,7 +180,8 @@ def _merge(
     differing = ["settings that an experiment replaces"] if "experiment" in given else []
     for key in values.keys() & mine.keys() - {"output_dir", "resume"}:
         if _within(key, may_change) and _within(key, given):
-            values[key] = mine[key]
+            if mine[key] is not None or key != "device.precision":  # null, as `device=cpu` has it: the run's own
+                values[key] = mine[key]
         elif key.startswith("model.") and mine[key] is None:
             continue  # the run took it from its base
         elif _within(key, given) and values[key] != mine[key]:

@@ -248,7 +248,7 @@ def compare_runs(sweep: Path) -> None:
     first: dict[tuple[Any, ...], Path] = {}
     for run in sorted(file.parent for file in sweep.glob(f"*/{SUMMARY}") if (file.parent / CONFIG_FILE).is_file()):
         config = load_run_config(run)
-        settings = attrgetter("model", "prompt", "generation", "data.source", *SPLIT_KEYS)(config)
+        settings = attrgetter("model", "prompt", "generation", "device.precision", "data.source", *SPLIT_KEYS)(config)
         first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
     names = [UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}" for run in first.values()]
     untuned = [f"{name}={evaluate_run(run, UNTUNED)}" for name, run in zip(names, first.values(), strict=True)]

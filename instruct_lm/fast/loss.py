@@ -7,14 +7,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instruct_lm.data.batching import Batch
-from instruct_lm.fast.linear import product
+from instruct_lm.fast.linear import product, product_dtype, weight_gradient
 from instruct_lm.fast.packing import PackedGPT, pack
 
-CHUNK_SIZE = 128
-"""Targets whose logits are held at once: 26 MB for GPT-2's vocabulary in fp32."""
+SOFTMAX_ROWS = 32
+"""Targets whose probabilities a CPU makes at once: 6 MB for GPT-2's vocabulary, which a cache holds."""
 
 HEAD_PART = 8192
-"""Rows of a head in a smaller dtype that are widened at once."""
+"""Rows of the head that are widened at once, where products need it wider."""
+
+GRADIENT_PART = 2048
+"""Rows of the head's gradient that are made at once where it has another dtype than products."""
+
+
+def targets_at_once(device: str, dtype: torch.dtype) -> int:
+    """Targets whose logits are held at once: with GPT-2's vocabulary 26 MB in fp32 on a CPU.
+
+    In a 16-bit dtype each piece costs a pass over the head's fp32 gradient, so pieces are larger: 51 MB. An accelerator
+    needs large pieces to be busy: 412 MB in fp32.
+    """
+    if device != "cpu":
+        return 2048
+    return 128 if dtype.itemsize > 2 else 512
 
 
 def packed_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -76,29 +90,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         hidden_grad = torch.empty_like(hidden) if of_hidden else None
-        head_grad = torch.zeros_like(head) if of_head else None
+        head_grad = torch.empty_like(head) if of_head else None
         losses = hidden.new_empty(len(labels), dtype=torch.float32)
+        size = targets_at_once(device, dtype)
+        block = SOFTMAX_ROWS if device == "cpu" else size
         with torch.autocast(device, enabled=False):
             matrix = head if head.itemsize < dtype.itemsize else head.to(dtype)
-            for start in range(0, len(labels), CHUNK_SIZE):
-                piece = slice(start, start + CHUNK_SIZE)
-                inputs, targets = hidden[piece].to(dtype), labels[piece, None]
-                logits = _times_head(inputs, matrix).float()  # (chunk, V)
-                picked, largest = logits.gather(1, targets), logits.amax(1, keepdim=True)
-                exponentials = logits.sub_(largest).exp_()
-                total = exponentials.sum(1, keepdim=True)
-                losses[piece] = (total.log() + largest - picked)[:, 0]
-                if not (of_hidden or of_head):
-                    continue
-                # d(w · nll) / d(logits) = w · (softmax − one-hot)
-                weight = weights[piece, None]
-                grad = exponentials.mul_(weight / total).scatter_add_(1, targets, -weight).to(dtype)
+            for start in range(0, len(labels), size):
+                inputs = hidden[start : start + size].to(dtype)
+                logits = _times_head(inputs, matrix)  # (piece, V)
+                for i, rows in enumerate(logits.split(block)):
+                    place = slice(start + i * block, start + i * block + len(rows))
+                    targets, weight = labels[place, None], weights[place, None]
+                    wide = rows.float()  # (block, V); of fp32 logits the same memory
+                    picked, largest = wide.gather(1, targets), wide.amax(1, keepdim=True)
+                    exponentials = wide.sub_(largest).exp_()
+                    total = exponentials.sum(1, keepdim=True)
+                    losses[place] = (total.log() + largest - picked)[:, 0]
+                    if of_hidden or of_head:
+                        # d(w · nll) / d(logits) = w · (softmax − one-hot), in the place of the logits
+                        rows.copy_(exponentials.mul_(weight / total).scatter_add_(1, targets, -weight))
                 if hidden_grad is not None:
-                    hidden_grad[piece] = _times_head(grad, matrix, transposed=True)
-                if head_grad is not None and head_grad.dtype == dtype:
-                    head_grad.addmm_(grad.T, inputs)
-                elif head_grad is not None:
-                    head_grad += grad.T @ inputs
+                    hidden_grad[start : start + size] = _times_head(logits, matrix, transposed=True)
+                if head_grad is not None:
+                    _put_gradient(head_grad, logits, inputs, adds=start > 0)
+        if head_grad is not None and not len(labels):
+            head_grad.zero_()
         ctx.grads, ctx.head = (hidden_grad, head_grad), head
         ctx.mark_non_differentiable(losses)
         return (weights * losses).sum(), losses
@@ -113,17 +130,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return of_hidden, of_head, None, None, None
 
 
+def _put_gradient(total: Tensor, grad: Tensor, inputs: Tensor, adds: bool) -> None:
+    """Put ``grad.T @ inputs`` (V, C) into ``total``, or add it; of another dtype than ``total``, a part at a time."""
+    if total.dtype == grad.dtype and adds:
+        total.addmm_(grad.T, inputs)
+    elif total.dtype == grad.dtype:
+        torch.mm(grad.T, inputs, out=total)
+    else:
+        for part, columns in zip(total.split(GRADIENT_PART), grad.split(GRADIENT_PART, dim=1), strict=True):
+            made = weight_gradient(columns, inputs)
+            part.add_(made) if adds else part.copy_(made)
+
+
 def _times_head(x: Tensor, head: Tensor, transposed: bool = False) -> Tensor:
-    """``x @ head.T``, or ``x @ head``; a head of a smaller dtype is widened a part at a time, never as a whole."""
-    if head.dtype == x.dtype:
+    """``x @ head.T``, or ``x @ head``; a head to be widened is so a part at a time, never as a whole."""
+    wide = product_dtype(x)
+    if head.dtype == wide:
         return product(x, head.T if transposed else head)
     starts = range(0, len(head), HEAD_PART)
     if transposed:
-        parts = (product(x[:, i : i + HEAD_PART], head[i : i + HEAD_PART].to(x.dtype).T) for i in starts)
-        return sum(parts, start=x.new_zeros(len(x), head.shape[1]))
+        parts = (product(x[:, i : i + HEAD_PART].to(wide), head[i : i + HEAD_PART].to(wide).T) for i in starts)
+        return sum(parts, start=x.new_zeros(len(x), head.shape[1], dtype=wide)).to(x.dtype)
     out = x.new_empty(len(x), len(head))
     for i in starts:
-        out[:, i : i + HEAD_PART] = product(x, head[i : i + HEAD_PART].to(x.dtype))
+        out[:, i : i + HEAD_PART] = product(x.to(wide), head[i : i + HEAD_PART].to(wide))
     return out
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from instruct_lm.data.batching import shared_prefix_length
-from instruct_lm.fast.linear import product
+from instruct_lm.fast import rounding
+from instruct_lm.fast.linear import FastFrozenLinear, FastLinear, product
 from instruct_lm.model.cache import KVCache
 from instruct_lm.model.gpt import GPT, CausalSelfAttention
 
@@ -96,7 +97,13 @@ class PackedAttention(CausalSelfAttention):
     """Attention that takes a packed sequence too."""
 
     def attend(self, heads: Tensor, *, packing: Packing | None = None, **options: Any) -> Tensor:
-        """(T, H + 2K, D) → (T, H · D) with a ``packing``, else as its base."""
+        """(T, H + 2K, D) → (T, H · D) with a ``packing``, else as its base.
+
+        On a CPU it stays in fp32 under autocast: its products are small, and each would be prepared anew in bf16.
+        """
+        if rounding.is_on(heads.device):
+            with torch.autocast("cpu", enabled=False):
+                return self.attend(heads.float(), packing=packing, **options)
         if packing is None:
             return super().attend(heads, **options)
         rows = super().attend(_Unpack.apply(heads, packing), **options)  # (B, L, H · D)
@@ -104,7 +111,20 @@ class PackedAttention(CausalSelfAttention):
 
 
 class PackedGPT(GPT):
-    """A `GPT` of such layers that computes a common prefix of prompts once."""
+    """A `GPT` of such layers that computes a common prefix of prompts once.
+
+    Attributes:
+        keeps_rounded: Under autocast on a CPU, the weights' bf16 copies last until the weights change, for several
+            backward passes to an optimizer step; False: each until its layer's backward pass.
+    """
+
+    keeps_rounded = False
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None = None, **attention: Any) -> Tensor:
+        """As `GPT.hidden_states`; under autocast on a CPU it rounds all weights that have changed first."""
+        if rounding.is_on(input_ids.device):
+            rounding.hold(_matrices(self), self.keeps_rounded)
+        return super().hidden_states(input_ids, position_ids, **attention)
 
     def packed_states(self, input_ids: Tensor, packing: Packing, **attention: Any) -> Tensor:
         """Hidden states (T, C) of right-padded ids, int64 (B, L)."""
@@ -121,5 +141,20 @@ class PackedGPT(GPT):
         return hidden[packing.rows[torch.arange(len(lengths)), cache.lengths - 1]]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) → (..., V)."""
+        """(..., C) → (..., V); under autocast on a CPU in fp32 too."""
+        if rounding.is_on(hidden.device):
+            with torch.autocast("cpu", enabled=False):
+                return self.logits(hidden.float())
         return super().logits(hidden) if torch.is_grad_enabled() else product(hidden, self.head_weight.to(hidden.dtype))
+
+
+def _matrices(model: GPT) -> list[Tensor]:
+    """The weights of the blocks' linear layers, without adapters."""
+    return [part.weight for part in model.h.modules() if isinstance(part, FastLinear | FastFrozenLinear)]
+
+
+def round_frozen(model: GPT) -> None:
+    """Store the matrices that are not trained in bf16, in place."""
+    for weight in _matrices(model):
+        if not weight.requires_grad:
+            weight.data = weight.data.bfloat16()

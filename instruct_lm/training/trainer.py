@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -43,13 +42,6 @@ _HARMLESS = (
 )
 
 
-def default_precision(accelerator: str) -> str:
-    """The precision of a device: bf16 where a GPU has it, else 16-bit there, and fp32 elsewhere."""
-    if accelerator != "gpu":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
 def make_trainer(
     config: TrainConfig, accelerator: str, callbacks: Sequence[Callback], run_id: str | None = None, step: int = 0
 ) -> pl.Trainer:
@@ -79,7 +71,6 @@ def make_trainer(
     )
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
     log.info("device: %s; output: %s", accelerator, shown(folder))
-    precision: Any = device.precision or default_precision(accelerator)
     plugins: list[Any] = [AtomicCheckpointIO(run_id)]
     if processes.is_launched():  # also within a job of a cluster's scheduler, which Lightning would ask
         plugins.append(LightningEnvironment())
@@ -88,7 +79,7 @@ def make_trainer(
         devices=device.devices,
         num_nodes=device.num_nodes,
         strategy=make_strategy(device.strategy, processes.world_size()),
-        precision=precision,
+        precision=device.precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate,

@@ -1,0 +1,59 @@
+"""What this computer's processor is, which instructions it has, and how fast it multiplies."""
+
+import platform
+import statistics
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+"""Instructions that multiply bf16 numbers, as /proc/cpuinfo calls them; one of them is enough."""
+
+
+@cache
+def cpuinfo() -> dict[str, str]:
+    """The lines of /proc/cpuinfo on the first core, name → value; empty on other systems than Linux."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def name() -> str:
+    """The processor's name."""
+    return cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def flags() -> frozenset[str]:
+    """The instruction sets that it has."""
+    return frozenset(cpuinfo().get("flags", "").split())
+
+
+def has_bf16() -> bool:
+    """Whether it multiplies bf16 numbers by instructions of its own, and torch has a library that uses them."""
+    return torch.backends.mkldnn.is_available() and not flags().isdisjoint(BF16_FLAGS)
+
+
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies fp32 numbers faster here than MKL, which takes slower paths on AMD processors."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return "AuthenticAMD" in (cpuinfo().get("vendor_id") or platform.processor())
+
+
+@torch.no_grad()
+def product_rate(dtype: torch.dtype, seconds: float = 0.15) -> float:
+    """FLOPs a second of the products of a layer, 256 tokens by 1024 × 1024 weights, the median of many rounds."""
+    from instruct_lm.fast.linear import product
+
+    x, weight = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    product(x, weight)  # the first one chooses a kernel
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while not rates or time.perf_counter() < end:
+        start = time.perf_counter()
+        product(x, weight)
+        rates.append(2 * x.numel() * len(weight) / (time.perf_counter() - start))
+    return statistics.median(rates)
