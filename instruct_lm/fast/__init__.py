@@ -43,6 +43,7 @@ def accelerate(
     """
     for part in module.modules():
         part.__class__ = FASTER.get(type(part), type(part))
+    for part in module.modules():
         if isinstance(part, PackedGPT):
             part.keeps_rounded = keeps_rounded
             if rounds_frozen:

@@ -59,7 +59,8 @@ def test_its_gradients_equal_torchs_own(bias: bool) -> None:
 def test_a_small_weight_is_widened_to_what_it_meets_whatever_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._wide, "buffer", torch.empty(0))
     for rows, dtype in ((6, torch.float32), (3, torch.float64), (9, torch.float32), (2, torch.float32)):
-        weight, like = torch.randn(rows, 4).bfloat16(), torch.empty(1, dtype=dtype)
-        assert torch.equal(module._wide.of(weight, like), weight.to(dtype))
-        assert module._wide.of(weight, like).dtype == dtype
-        assert module._wide.of(weight, weight) is weight
+        weight = torch.randn(rows, 4).bfloat16()
+        for matrix in (weight, weight.T, weight[:, 1:3], weight[:1], weight[:, :1]):
+            assert torch.equal(module._wide.of(matrix, dtype), matrix.to(dtype))
+            assert module._wide.of(matrix, dtype).dtype == dtype
+        assert module._wide.of(weight, torch.bfloat16) is weight
