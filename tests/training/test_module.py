@@ -190,7 +190,7 @@ def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
     tuner, logged = InstructionTuner(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))), dict[str, float]()
     tuner.trainer = SimpleNamespace(testing=False, world_size=1)
     tuner.log = lambda name, value, **_: logged.update({name: value})
-    tuner._sums = torch.tensor([1600.0, 2.0, 3 * np.log(4), 3.0], dtype=torch.float64)  # nats and tokens
+    tuner._sums = [torch.tensor([1600.0, 2.0, 3 * np.log(4), 3.0])]  # nats and tokens
     tuner.on_validation_epoch_end()
     assert (logged["val/loss"], logged["val/perplexity"]) == (800, np.inf)
     assert (logged["val/response_loss"], logged["val/response_perplexity"]) == pytest.approx((np.log(4), 4))
