@@ -178,7 +178,7 @@ def _in_backward(v: Values) -> Iterator[str]:
         if v["optimizer.in_backward"] and v[key] != needed:
             yield f"{key}={v[key]} with optimizer.in_backward=true, which frees gradients one by one: leave out one."
     if v["optimizer.in_backward"] and v["device.precision"] == "16-mixed":
-        yield "device.precision=16-mixed with optimizer.in_backward=true: its gradients are scaled and checked together."
+        yield "device.precision=16-mixed with optimizer.in_backward=true: its scaled gradients are checked together."
 
 
 def _limits(v: Values) -> Iterator[str]:
