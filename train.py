@@ -42,6 +42,7 @@ def main(config: TrainConfig) -> int:
 def train(config: TrainConfig) -> int:
     """Train from the start or from the last checkpoint, and write the summary; the exit status so far."""
     # Imported here, so that --help, mistakes on the command line and missing files need no torch.
+    import torch
     from lightning.pytorch import seed_everything
 
     from instruct_lm.commands import build, precision
@@ -69,7 +70,8 @@ def train(config: TrainConfig) -> int:
     data.prepare_data()
     record_origin(config, fetcher)
     data.setup("fit")
-    fits, message = describe(build.estimate_memory(config, data), free_memory(accelerator))
+    free = free_memory(torch.device(launch.own_device(config.device, accelerator)))
+    fits, message = describe(build.estimate_memory(config, data), free)
     log.log(logging.INFO if fits else logging.WARNING, message)
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     run = run_id(config.folder)
@@ -102,7 +104,8 @@ def train(config: TrainConfig) -> int:
         "ended": why_ended(trainer),
         "seconds": round(time.perf_counter() - started, 1),
         **throughput.summary(),
-        "peak_memory_gb": round(peak_memory(tuner.device) / 1e9, 2),
+        # Of the trainer's device: the tuner is on the CPU again.
+        "peak_memory_gb": round(peak_memory(trainer.strategy.root_device) / 1e9, 2),
         "before": divergence.before,
         "after": divergence.after,
         "limits": limits(config),

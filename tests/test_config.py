@@ -213,6 +213,7 @@ REFUSED = [
     (["prompt_loss_weight=1.5"], "prompt_loss_weight=1.5", "less than or equal to 1"),
     (["prompt_loss_weight=-0.1"], "prompt_loss_weight=-0.1", "greater than or equal to 0"),
     (["mask_instructions=true", "prompt_loss_weight=0.5"], "prompt_loss_weight=0.5", "leave out one"),
+    (["optimizer.in_backward=true", "device.precision=16-mixed"], "device.precision=16-mixed", "scaled gradients"),
     (["prompt.style=vicuna"], "prompt.style=vicuna", "alpaca, phi3, chatml or template"),
     (["model.dropout=1"], "model.dropout=1 ", "less than 1"),
     (["model.dropout=0.1"], "model.dropout=0.1 with data.layout=packed", "data.layout=padded"),

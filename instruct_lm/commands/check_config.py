@@ -177,6 +177,8 @@ def _in_backward(v: Values) -> Iterator[str]:
     for key, needed in {"optimizer.name": "adamw", "trainer.accumulate": 1, "trainer.clip_norm": None}.items():
         if v["optimizer.in_backward"] and v[key] != needed:
             yield f"{key}={v[key]} with optimizer.in_backward=true, which frees gradients one by one: leave out one."
+    if v["optimizer.in_backward"] and v["device.precision"] == "16-mixed":
+        yield "device.precision=16-mixed with optimizer.in_backward=true: its scaled gradients are checked together."
 
 
 def _limits(v: Values) -> Iterator[str]:

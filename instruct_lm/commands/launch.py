@@ -92,6 +92,14 @@ def count(devices: int | str) -> int:
     return len(str(devices).split(",")) if "," in str(devices) else int(devices)
 
 
+def own_device(device: DeviceConfig, accelerator: str) -> str:
+    """The device of this process, as torch names it: each of several processes has a GPU of its own."""
+    if accelerator != "gpu":
+        return accelerator
+    number, named = processes.local_rank(), str(device.devices).split(",")
+    return f"cuda:{named[number] if len(named) > 1 else number}"
+
+
 def processes_to_start(device: DeviceConfig, accelerator: str) -> int:
     """The number of processes that this one is to start; 1: none, it does the work itself."""
     if processes.launcher() is not None:

@@ -134,11 +134,14 @@ class PackedGPT(GPT):
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
         """As `GPT.prefill`."""
-        lengths = [len(prompt) for prompt in prompts]
-        packing = pack(lengths, shared_prefix_length(prompts), cache.lengths.device)
-        hidden = self.packed_states(pad_sequence(list(prompts), batch_first=True), packing, cache=cache)
-        cache.lengths += torch.tensor(lengths, device=cache.lengths.device)
-        return hidden[packing.rows[torch.arange(len(lengths)), cache.lengths - 1]]
+        lengths, device = [len(prompt) for prompt in prompts], self.wte.weight.device
+        input_ids = pad_sequence(list(prompts), batch_first=True).to(device)
+        packing = pack(lengths, shared_prefix_length(prompts), device)
+        cache.extend(input_ids.shape[1])
+        hidden = self.packed_states(input_ids, packing, cache=cache)
+        cache.lengths = lengths
+        last = torch.tensor(lengths, device=device) - 1
+        return hidden[packing.rows[torch.arange(len(lengths), device=device), last]]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) → (..., V); under autocast on a CPU in fp32 too."""

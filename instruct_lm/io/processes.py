@@ -49,6 +49,12 @@ def is_first() -> bool:
     return rank() == 0 and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
+def local_rank() -> int:
+    """The number of this process among those of its command on this machine, from 0."""
+    kind = launcher()
+    return int(os.environ["SLURM_LOCALID" if kind == "srun" else "LOCAL_RANK"]) if kind else 0
+
+
 def world_size() -> int:
     """The number of processes of this command."""
     kind = launcher()

@@ -48,10 +48,11 @@ class Sampling:
             probabilities[:, self.top_k :] = 0
         if self.top_p is not None:
             before = probabilities.cumsum(-1) - probabilities
-            probabilities[before >= self.top_p * probabilities.sum(-1, keepdim=True)] = 0
-        cumulative = probabilities.double().cumsum(-1)
+            probabilities.masked_fill_(before >= self.top_p * probabilities.sum(-1, keepdim=True), 0)
+        precise = torch.float32 if logits.device.type == "mps" else torch.float64  # which MPS lacks
+        cumulative = probabilities.to(precise).cumsum(-1)
         draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.double) for generator in generators])
-        threshold = draws.to(logits.device) * cumulative[:, -1:]
+        threshold = draws.to(precise).to(logits.device) * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)
         return ids.gather(1, chosen)[:, 0]
 
@@ -99,7 +100,7 @@ def stream(
         return
     generators = {i: sampling.generator(i if numbers is None else numbers[i]) for i in active}
     cache = model.new_cache(len(active), capacity=max(len(prompts[i]) + room[i] for i in active))
-    hidden = model.prefill([torch.tensor(prompts[i], device=device) for i in active], cache)  # (rows, C)
+    hidden = model.prefill([torch.tensor(prompts[i]) for i in active], cache)  # (rows, C)
     going, step = set(active), 0
     while True:
         # Every row of the cache chooses a token; those of ended rows are not handed out.
@@ -112,12 +113,12 @@ def stream(
             return
         # Ended rows leave the cache a few at a time, since each time copies what stays.
         if len(going) < KEEP_SHARE * len(active):
-            kept = torch.tensor([row for row, i in enumerate(active) if i in going], device=device)
+            kept = [row for row, i in enumerate(active) if i in going]
             cache.keep(kept)
-            tokens, active = tokens[kept], [i for i in active if i in going]
+            tokens, active = tokens[torch.tensor(kept, device=device)], [active[row] for row in kept]
         hidden = model.decode(tokens, cache)
         # A row that has ended but not left stays at its length: its last slot is written again and again.
-        cache.lengths -= torch.tensor([i not in going for i in active], device=device).long()
+        cache.lengths = [n - (i not in going) for n, i in zip(cache.lengths, active, strict=True)]
 
 
 def batches(prompts: Prompts, batch_size: int) -> list[list[int]]:

@@ -278,18 +278,20 @@ class GPT(nn.Module):
         return KVCache(shape, self.dtype, self.wte.weight.device)
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
-        """Fill an empty cache with prompts, int64 (L_i,) each; hidden states (B, C) of their last tokens."""
-        hidden = self.hidden_states(pad_sequence(list(prompts), batch_first=True), cache=cache)  # (B, L, C)
-        cache.lengths += torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
-        return hidden[torch.arange(len(prompts)), cache.lengths - 1]
+        """Fill an empty cache with prompts, int64 (L_i,) on the CPU; hidden states (B, C) of their last tokens."""
+        input_ids = pad_sequence(list(prompts), batch_first=True).to(self.wte.weight.device)
+        cache.extend(input_ids.shape[1])
+        hidden = self.hidden_states(input_ids, cache=cache)  # (B, L, C)
+        cache.lengths = [len(prompt) for prompt in prompts]  # padding does not count
+        last = torch.tensor(cache.lengths, device=hidden.device) - 1
+        return hidden[torch.arange(len(prompts), device=hidden.device), last]
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Hidden states (B, C) of one more token per row, int64 (B,), which the cache takes in."""
-        columns = torch.arange(int(cache.lengths.max()) + 1, device=input_ids.device)
-        mask = (columns <= cache.lengths[:, None])[:, None, None]  # (B, 1, 1, longest)
-        hidden = self.hidden_states(input_ids[:, None], cache.lengths[:, None], cache=cache, mask=mask)
-        cache.lengths += 1
-        return hidden[:, 0]
+        position_ids = cache.extend(1)  # (B, 1)
+        columns = torch.arange(max(cache.lengths), device=input_ids.device)
+        mask = (columns <= position_ids)[:, None, None]  # (B, 1, 1, longest)
+        return self.hidden_states(input_ids[:, None], position_ids, cache=cache, mask=mask)[:, 0]
 
 
 def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:

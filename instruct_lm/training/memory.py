@@ -120,7 +120,7 @@ def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: by the process (resident set) on a CPU, by torch on an accelerator."""
+    """Most bytes held so far: by torch on a CUDA device, else by the process (resident set)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -131,8 +131,8 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def free_memory(accelerator: str) -> int:
-    """Bytes that a run could still take: of the first GPU, or of the machine."""
-    if accelerator == "gpu":
-        return torch.cuda.mem_get_info()[0]
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run could still take: of a CUDA device, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -16,6 +16,7 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.data.prompts import get_style
 from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
+from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import model_config
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.model.description import complete
@@ -59,8 +60,8 @@ class InstructionTuner(pl.LightningModule):
         self.seed = seed
         self.loss: Callable[[GPT, Batch], tuple[Tensor, Tensor]] = batch_loss
         self._total_steps: float | None = None  # as a checkpoint has it
-        self._sums = torch.zeros(4, dtype=torch.float64)  # of the evaluation under way, as in `_add`
-        self._train_sums = torch.zeros(4, dtype=torch.float64)  # of the optimizer step under way
+        self._sums: list[Tensor] = []  # of each batch of the evaluation under way, as in `_batch_sums`
+        self._train_sums: list[Tensor] = []  # of each micro-batch of the optimizer step under way
 
     @classmethod
     def from_pretrained(
@@ -114,7 +115,7 @@ class InstructionTuner(pl.LightningModule):
             ValueError: The step has no weight to divide by.
         """
         weighted, response = self.loss(self.model, batch)
-        self._add(self._train_sums, batch, weighted, response)
+        self._train_sums.append(_batch_sums(batch, weighted, response))
         step_weight = batch.step_weight if batch.step_weight is not None else float(batch.weights.sum())
         if not step_weight > 0:
             raise ValueError(f"no token of this step counts in the loss: entries {list(batch.entries)}")
@@ -122,19 +123,14 @@ class InstructionTuner(pl.LightningModule):
         return weighted / step_weight * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the sums over the split."""
-        self._add(self._sums, batch, *self.loss(self.model, batch))
+        """Note a batch's part of the sums over the split."""
+        self._sums.append(_batch_sums(batch, *self.loss(self.model, batch)))
 
     test_step = validation_step
 
     def predict_step(self, batch: list[Conversation], batch_idx: int) -> list[Response]:
         """Answer the entries of a batch."""
         return self._responder().answer(batch)
-
-    def _add(self, sums: Tensor, batch: Batch, weighted: Tensor, response: Tensor) -> None:
-        """Add Σ w · nll and Σ w, then the same two of the responses alone."""
-        values = (weighted.detach(), batch.weights.sum(), response, batch.response_weights.sum())
-        sums += torch.stack(values).cpu().double()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Free the last step's gradients before the forward pass, and seed the random numbers of this micro-batch.
@@ -151,9 +147,9 @@ class InstructionTuner(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the loss of the step under way."""
         weighted, weight, _, _ = self._reduced(self._train_sums)
-        self._train_sums.zero_()
-        self.log("train/loss", weighted / weight, prog_bar=True)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self._train_sums.clear()
+        self._log("train/loss", weighted / weight, prog_bar=True)
+        self._log("train/lr", optimizer.param_groups[0]["lr"])
         due = self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and not self.settings.in_backward:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
@@ -163,15 +159,20 @@ class InstructionTuner(pl.LightningModule):
         """Log the losses of the split."""
         split = "test" if self.trainer.testing else "val"
         weighted, weight, response, count = self._reduced(self._sums)
-        self._sums.zero_()
+        self._sums.clear()
         for name, loss in (("", weighted / weight), ("response_", response / count)):
-            self.log(f"{split}/{name}loss", loss, prog_bar=split == "val")
-            self.log(f"{split}/{name}perplexity", math.exp(loss) if loss < 700 else math.inf)  # e^710 is no float
+            self._log(f"{split}/{name}loss", loss, prog_bar=split == "val")
+            self._log(f"{split}/{name}perplexity", math.exp(loss) if loss < 700 else math.inf)  # e^710 is no float
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def _reduced(self, sums: Tensor) -> list[float]:
-        """The sums over all processes."""
+    def _log(self, name: str, value: float, **options: Any) -> None:
+        """Log a number of the host as such: Lightning would put it on the device and fetch it again, waiting twice."""
+        self.log(name, torch.tensor(value), **options)
+
+    def _reduced(self, parts: list[Tensor]) -> list[float]:
+        """The sums over batches and processes; the device is waited for here, and not once for each batch."""
+        sums = torch.stack(parts).cpu().double().sum(0)
         if self.trainer.world_size > 1:
             dtype = torch.float32 if self.device.type == "mps" else torch.float64
             sums = self.trainer.strategy.reduce(sums.to(self.device, dtype), reduce_op="sum")
@@ -188,10 +189,20 @@ class InstructionTuner(pl.LightningModule):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, and its schedule by optimizer step."""
-        # Lightning cannot clip gradients that a fused optimizer unscales itself.
-        mixed = str(self.trainer.precision).endswith("mixed")
-        optimizer = self.settings.build(self, fused=not (mixed and self.trainer.gradient_clip_val))
+        """The optimizer, and its schedule by optimizer step.
+
+        Raises:
+            InputError: The precision does not go with the optimizer.
+        """
+        # A fused optimizer unscales the gradients of 16-mixed in its own step: too late to log them or to clip them,
+        # which Lightning refuses for bf16-mixed, too.
+        precision, clips = str(self.trainer.precision), bool(self.trainer.gradient_clip_val)
+        if precision == "16-mixed" and self.settings.in_backward:
+            raise InputError(
+                "optimizer.in_backward=true updates a matrix before the scaled gradients of 16-mixed are checked: use "
+                "device.precision=32-true (or bf16-mixed on a GPU that has it), or optimizer.in_backward=false."
+            )
+        optimizer = self.settings.build(self, fused=precision != "16-mixed" and not ("mixed" in precision and clips))
 
         def factor(step: int) -> float:
             # The total makes no difference to step 0. To ask for it that early would make Lightning load the data
@@ -227,3 +238,8 @@ class InstructionTuner(pl.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
         checkpoint["steps"] = steps_of(self.trainer)
+
+
+def _batch_sums(batch: Batch, weighted: Tensor, response: Tensor) -> Tensor:
+    """Σ w · nll and Σ w, then the same two of the responses alone: float32 (4,), on the batch's device."""
+    return torch.stack((weighted.detach(), batch.weights.sum(), response, batch.response_weights.sum()))

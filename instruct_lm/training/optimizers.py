@@ -47,7 +47,7 @@ class OptimizerSettings:
 
         Args:
             module: The owner of the parameters; those that require gradients are trained.
-            fused: One kernel for all of AdamW's arithmetic.
+            fused: One kernel for all of AdamW's arithmetic; False: torch's choice for the device among the others.
         """
         trained = [p for p in module.parameters() if p.requires_grad]
         groups = [
@@ -57,7 +57,8 @@ class OptimizerSettings:
         groups = [group for group in groups if group["params"]]
         if self.name == "adafactor":
             return torch.optim.Adafactor(groups, lr=self.lr, foreach=False)
-        settings: dict[str, Any] = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps, "fused": fused}
+        settings: dict[str, Any] = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
+        settings["fused"] = fused or None  # False would rule out the kernels for many parameters at once
         return AdamWInBackward(groups, **settings) if self.in_backward else torch.optim.AdamW(groups, **settings)
 
 

@@ -56,6 +56,27 @@ def test_one_process_may_do_all_that(monkeypatch: pytest.MonkeyPatch) -> None:
     launch.check(typed("train", "device.devices=auto", "device.num_nodes=2"))
 
 
+@pytest.mark.parametrize(
+    ("devices", "environment", "expected"),
+    [
+        ("1", {}, "cuda:0"),
+        ("0,2", {}, "cuda:0"),  # the process that starts the others
+        ("2", {processes.LAUNCHED: "1", "RANK": "1", "LOCAL_RANK": "1"}, "cuda:1"),
+        ("0,2", {processes.LAUNCHED: "1", "RANK": "1", "LOCAL_RANK": "1"}, "cuda:2"),
+        ("2", {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, "cuda:1"),
+        ("auto", {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, "cuda:0"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, devices: str, environment: dict[str, str], expected: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    device = typed("train", f"device.devices={devices!r}").device
+    assert launch.own_device(device, "gpu") == expected
+    assert launch.own_device(device, "cpu") == "cpu"
+
+
 def test_torchrun_and_the_configuration_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     by_torchrun(monkeypatch, 4, 2)
     with pytest.raises(InputError, match=r"started 4 processes.*give device.devices=2 device.num_nodes=2"):

@@ -26,8 +26,9 @@ def test_cached_equals_uncached(model: GPT) -> None:
     cache = model.new_cache(3, 24)
     with torch.no_grad():
         expected = model.hidden_states(ids)
+        cache.extend(13)
         model.hidden_states(ids[:, :13], cache=cache)
-        cache.lengths += lengths
+        cache.lengths = lengths.tolist()
         for step in range(10):
             at = lengths + step
             hidden = model.decode(ids[torch.arange(3), at], cache)

@@ -72,7 +72,16 @@ def test_free_memory_is_what_is_left_and_the_peak_is_in_bytes(monkeypatch: pytes
     used, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
     assert used / 2 <= peak_memory(torch.device("cpu")) <= total
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8, available=5, free=2))
-    assert free_memory("cpu") == 5
+    assert free_memory(torch.device("cpu")) == 5
+
+
+def test_a_gpu_is_asked_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, torch would ask the first: there each process would hold memory for nothing."""
+    free = {"cuda:0": 1, "cuda:2": 3}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[str(device)], 9))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10 * free[str(device)])
+    assert free_memory(torch.device("cuda:2")) == 3
+    assert peak_memory(torch.device("cuda:2")) == 30
 
 
 def test_the_batch_of_the_longest_rows_is_counted_with_its_prefix_once() -> None:

@@ -21,7 +21,7 @@ from instruct_lm.data.datamodule import InstructionDataModule
 from instruct_lm.data.pieces import Kind
 from instruct_lm.data.prompts import CHATML
 from instruct_lm.data.tokenizer import load_tokenizer
-from instruct_lm.errors import StoppedError
+from instruct_lm.errors import InputError, StoppedError
 from instruct_lm.fast import accelerate
 from instruct_lm.io.conf_files import model_config
 from instruct_lm.io.fetcher import Fetcher
@@ -190,7 +190,7 @@ def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
     tuner, logged = InstructionTuner(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))), dict[str, float]()
     tuner.trainer = SimpleNamespace(testing=False, world_size=1)
     tuner.log = lambda name, value, **_: logged.update({name: value})
-    tuner._sums = torch.tensor([1600.0, 2.0, 3 * np.log(4), 3.0], dtype=torch.float64)  # nats and tokens
+    tuner._sums = [torch.tensor([1600.0, 2.0, 3 * np.log(4), 3.0])]  # nats and tokens
     tuner.on_validation_epoch_end()
     assert (logged["val/loss"], logged["val/perplexity"]) == (800, np.inf)
     assert (logged["val/response_loss"], logged["val/response_perplexity"]) == pytest.approx((np.log(4), 4))
@@ -290,6 +290,27 @@ def test_the_optimizer_in_the_backward_pass_is_the_same_optimizer(
         torch.testing.assert_close(
             weights[1][name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"),
+    [("32-true", 1.0, True), ("bf16-mixed", None, True), ("bf16-mixed", 1.0, None), ("16-mixed", None, None)],
+)
+def test_adamw_is_fused_where_lightning_can_clip_and_log_unscaled_gradients(
+    precision: str, clip: float | None, fused: bool | None
+) -> None:
+    tuner = InstructionTuner(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4)))
+    tuner.trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)
+    group = tuner.configure_optimizers()["optimizer"].param_groups[0]
+    assert (group["fused"], group["foreach"]) == (fused, None)  # None: torch chooses by the device
+
+
+def test_scaled_gradients_are_not_used_in_the_backward_pass() -> None:
+    model = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))
+    tuner = InstructionTuner(model, optimizer=OptimizerSettings(in_backward=True))
+    tuner.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=None)
+    with pytest.raises(InputError, match=r"bf16-mixed.*in_backward=false"):
+        tuner.configure_optimizers()
 
 
 def test_adafactor_lowers_the_loss(data_file: Path, tmp_path: Path) -> None:
