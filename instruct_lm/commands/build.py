@@ -189,21 +189,25 @@ def build_tuner(config: TrainConfig, model: GPT, tokenizer: Tokenizer) -> Instru
 
 def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> TrainingMemory:
     """What a training run will need, for a batch of its longest rows."""
-    prefix, head_targets = 0, None
+    prefix, head_targets, dtype = 0, None, DTYPES[config.device.precision or "32-true"]
+    on_cpu, half = choose_accelerator(config.device) == "cpu", dtype != torch.float32
+    rounds_frozen = config.fast and on_cpu and half
     if config.fast:
         from instruct_lm.fast.loss import targets_at_once
 
-        head_targets = targets_at_once("cpu", torch.float32)
+        head_targets = targets_at_once("cpu" if on_cpu else "cuda", dtype)
         prefix = data.shared_prefix if config.data.layout == "packed" else 0
     return TrainingMemory(
         GPTConfig.of(config.model),
         *largest_batch(data.encoded["train"].encoded.lengths, config.data.batch_size, prefix),
         lora_rank=config.lora.rank,
-        base_bytes=2 if config.lora.base_dtype == "bfloat16" else 4,
+        base_bytes=2 if config.lora.base_dtype == "bfloat16" or rounds_frozen else 4,
         optimizer=config.optimizer.name,
         in_backward=config.optimizer.in_backward,
         activation_checkpointing=config.trainer.activation_checkpointing,
         head_targets=head_targets,
+        half=half,
+        accumulates=config.trainer.accumulate > 1,
     )
 
 

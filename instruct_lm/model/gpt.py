@@ -127,7 +127,7 @@ class CausalSelfAttention(nn.Module):
         """Queries, keys and values side by side: (..., C) → (..., H + 2K, D)."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=-2)
+            q, k, v = heads.to(self.q_norm.weight.dtype).split((self.n_head, self.n_kv_head, self.n_kv_head), dim=-2)
             heads = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-2)
         if rope is None:
             return heads

@@ -14,6 +14,7 @@ from instruct_lm.model.lora import add_lora
 
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
 FLOAT = 4  # bytes of a float32
+HALF = 2  # of a bfloat16 or float16
 
 
 _CHECKPOINTING, _IN_BACKWARD = {"activation_checkpointing": True}, {"in_backward": True}
@@ -42,6 +43,8 @@ class TrainingMemory:
         in_backward: Gradients are freed as they are used.
         activation_checkpointing: One block's activations at a time.
         head_targets: Labels whose logits are held at once; None: one for each packed token.
+        half: Products are in a 16-bit dtype, of rounded copies of the weights.
+        accumulates: Gradients and copies stay for several backward passes.
     """
 
     model: GPTConfig
@@ -53,6 +56,8 @@ class TrainingMemory:
     in_backward: bool = False
     activation_checkpointing: bool = False
     head_targets: int | None = None
+    half: bool = False
+    accumulates: bool = False
 
     @cached_property
     def parameters(self) -> int:
@@ -75,16 +80,20 @@ class TrainingMemory:
         c = self.model
         weights = self.parameters * (self.base_bytes if self.lora_rank else FLOAT)
         # In the backward pass, those of embedding and head and two of the largest matrices' are held at once.
-        vocabulary = c.vocab_size * (1 if c.tied else 2)
-        gradients = FLOAT * (c.n_embd * (vocabulary + 2 * c.inner) if self.in_backward else self.trained)
+        vocabulary = c.n_embd * c.vocab_size * (1 if c.tied else 2)
+        gradients = FLOAT * (vocabulary + 2 * c.n_embd * c.inner if self.in_backward else self.trained)
+        if self.half and not self.lora_rank:  # rounded copies make room for gradients, layer by layer
+            copies = HALF * (self.parameters - vocabulary)
+            gradients = gradients + copies if self.accumulates else max(gradients, FLOAT * vocabulary + copies)
         states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
         # Autograd saves the inputs of norms, products and activation functions (packed) and of attention (padded).
         attended = c.n_head * c.head_width
         qkv = attended + 2 * c.kv_heads * c.head_width
         rotated = qkv * (2 * (c.position == "rotary") + c.qk_norm)
         inner = c.inner * (5 if c.activation == "swiglu" else 2)
-        packed = 4 * c.n_embd + attended + rotated + inner + 4 * self.lora_rank  # numbers per token
-        block = FLOAT * (self.packed_tokens * packed + self.padded_tokens * (qkv + attended))
+        multiplied = 2 * c.n_embd + attended + inner + 4 * self.lora_rank  # numbers per token, and so is the next
+        packed = FLOAT * (2 * c.n_embd + rotated) + (HALF if self.half else FLOAT) * multiplied
+        block = self.packed_tokens * packed + FLOAT * self.padded_tokens * (qkv + attended)
         checkpoints = c.n_layer * self.packed_tokens * c.n_embd * FLOAT
         activations = block + checkpoints if self.activation_checkpointing else c.n_layer * block
         # Logits and their gradient, and a frozen head in a small dtype widened in part (all of it at most).

@@ -155,6 +155,24 @@ class InstructionTuner(pl.LightningModule):
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(grads)))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients.
+
+        Lightning's own refuses a fused optimizer in all mixed precisions, though gradients of bf16 are never scaled.
+        """
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_validation_start(self) -> None:
+        """Free the last step's gradients: a validation is never in the middle of one."""
+        self.zero_grad()
+
     def on_validation_epoch_end(self) -> None:
         """Log the losses of the split."""
         split = "test" if self.trainer.testing else "val"
@@ -194,15 +212,14 @@ class InstructionTuner(pl.LightningModule):
         Raises:
             InputError: The precision does not go with the optimizer.
         """
-        # A fused optimizer unscales the gradients of 16-mixed in its own step: too late to log them or to clip them,
-        # which Lightning refuses for bf16-mixed, too.
-        precision, clips = str(self.trainer.precision), bool(self.trainer.gradient_clip_val)
+        precision = str(self.trainer.precision)
         if precision == "16-mixed" and self.settings.in_backward:
             raise InputError(
                 "optimizer.in_backward=true updates a matrix before the scaled gradients of 16-mixed are checked: use "
                 "device.precision=32-true (or bf16-mixed on a GPU that has it), or optimizer.in_backward=false."
             )
-        optimizer = self.settings.build(self, fused=precision != "16-mixed" and not ("mixed" in precision and clips))
+        # A fused optimizer unscales the gradients of 16-mixed in its own step: too late to log them or to clip them.
+        optimizer = self.settings.build(self, fused=precision != "16-mixed")
 
         def factor(step: int) -> float:
             # The total makes no difference to step 0. To ask for it that early would make Lightning load the data

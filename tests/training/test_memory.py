@@ -68,6 +68,17 @@ def test_logits_are_counted_for_the_targets_that_are_held_at_once() -> None:
     assert memory.bytes - fewer.bytes == pytest.approx(4 * 2 * 49152 * (300 - 50))  # and their gradients
 
 
+def test_in_half_precision_copies_make_room_for_gradients_and_inputs_of_products_are_half_as_large() -> None:
+    memory = TrainingMemory(MEDIUM, 300, 500)
+    half, blocks = replace(memory, half=True), memory.parameters - 50257 * 1024
+    saved = 24 * 300 * (3 * 1024 + 2 * 4096)  # of a token: the inputs of four products, and of GELU
+    assert memory.bytes - half.bytes == pytest.approx(2 * saved)
+    assert replace(half, accumulates=True).bytes - half.bytes == pytest.approx(2 * blocks)
+    alone = replace(memory, in_backward=True)  # there copies are more than the two gradients
+    copies = 2 * blocks - 4 * 2 * 1024 * 4096
+    assert replace(alone, half=True).bytes - alone.bytes == pytest.approx(copies - 2 * saved)
+
+
 def test_free_memory_is_what_is_left_and_the_peak_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     used, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
     assert used / 2 <= peak_memory(torch.device("cpu")) <= total

@@ -292,23 +292,34 @@ def test_the_optimizer_in_the_backward_pass_is_the_same_optimizer(
         )
 
 
-@pytest.mark.parametrize(
-    ("precision", "clip", "fused"),
-    [("32-true", 1.0, True), ("bf16-mixed", None, True), ("bf16-mixed", 1.0, None), ("16-mixed", None, None)],
-)
-def test_adamw_is_fused_where_lightning_can_clip_and_log_unscaled_gradients(
-    precision: str, clip: float | None, fused: bool | None
-) -> None:
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", None)])
+def test_adamw_is_fused_where_gradients_can_be_clipped_and_logged_unscaled(precision: str, fused: bool | None) -> None:
     tuner = InstructionTuner(GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4)))
-    tuner.trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)
+    tuner.trainer = SimpleNamespace(precision=precision)
     group = tuner.configure_optimizers()["optimizer"].param_groups[0]
     assert (group["fused"], group["foreach"]) == (fused, None)  # None: torch chooses by the device
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(data_file: Path, tmp_path: Path, precision: str) -> None:
+    norms: list[float] = []
+
+    class Watched(InstructionTuner):
+        def on_train_batch_end(self, *_: Any) -> None:
+            norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters()])))
+
+    module, datamodule = build(data_file, "gpt2", fast=True)
+    watched = Watched(module.model)
+    trainer(tmp_path, max_steps=3, limit_val_batches=0, precision=precision, gradient_clip_val=0.01).fit(
+        watched, datamodule
+    )
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)  # they are larger
 
 
 def test_scaled_gradients_are_not_used_in_the_backward_pass() -> None:
     model = GPT(GPTConfig(vocab_size=9, n_layer=1, n_head=1, n_embd=4))
     tuner = InstructionTuner(model, optimizer=OptimizerSettings(in_backward=True))
-    tuner.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=None)
+    tuner.trainer = SimpleNamespace(precision="16-mixed")
     with pytest.raises(InputError, match=r"bf16-mixed.*in_backward=false"):
         tuner.configure_optimizers()
 
