@@ -7,6 +7,7 @@ import torch
 
 from instruct_lm.commands.check_config import AnyConfig, make_config
 from instruct_lm.commands.fetch import build_fetcher as build_fetcher
+from instruct_lm.commands.launch import own_device
 from instruct_lm.commands.precision import DTYPES
 from instruct_lm.commands.runs import run_id
 from instruct_lm.config import CommonConfig, DataCommandConfig, DeviceConfig, JudgeConfig, ModelConfig, TrainConfig
@@ -195,7 +196,7 @@ def estimate_memory(config: TrainConfig, data: InstructionDataModule) -> Trainin
     if config.fast:
         from instruct_lm.fast.loss import targets_at_once
 
-        head_targets = targets_at_once("cpu" if on_cpu else "cuda", dtype)
+        head_targets = targets_at_once("cpu" if on_cpu else "cuda", dtype, GPTConfig.of(config.model).vocab_size)
         prefix = data.shared_prefix if config.data.layout == "packed" else 0
     return TrainingMemory(
         GPTConfig.of(config.model),
@@ -228,7 +229,7 @@ def load_responder(config: DataCommandConfig, checkpoint: Path | None, fetcher: 
     accelerator = choose_accelerator(config.device)
     tokenizer = build_tokenizer(config.model, fetcher)
     model = load_trained(config, checkpoint, fetcher) if checkpoint else build_model(config, fetcher)
-    model = model.eval().requires_grad_(False).to("cuda" if accelerator == "gpu" else accelerator)
+    model = model.eval().requires_grad_(False).to(own_device(config.device, accelerator))
     if config.fast:
         _accelerate(model, config.device)
     return build_responder(config, model, tokenizer, config.device.precision)

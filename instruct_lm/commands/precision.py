@@ -32,6 +32,8 @@ def for_training(config: TrainConfig, accelerator: str) -> TrainConfig:
     if accelerator == "cpu" and config.resume is not None:
         return with_precision(config, "32-true")  # a run of a version that had no other on a CPU
     precision, reason = default(accelerator)
+    if precision == "16-mixed" and config.optimizer.in_backward:
+        precision, reason = "32-true", f"{reason}, and 16-mixed does not go with optimizer.in_backward"
     log.info("precision: %s: %s", precision, reason)
     return with_precision(config, precision)
 

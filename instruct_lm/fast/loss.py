@@ -20,14 +20,17 @@ GRADIENT_PART = 2048
 """Rows of the head's gradient that are made at once where it has another dtype than products."""
 
 
-def targets_at_once(device: str, dtype: torch.dtype) -> int:
-    """Targets whose logits are held at once: with GPT-2's vocabulary 26 MB in fp32 on a CPU.
+ACCELERATOR_LOGITS = 2**28
+"""Bytes of the fp32 logits that an accelerator holds at once; it needs large pieces to be busy. Not measured."""
 
-    In a 16-bit dtype each piece costs a pass over the head's fp32 gradient, so pieces are larger: 51 MB. An accelerator
-    needs large pieces to be busy: 412 MB in fp32.
+
+def targets_at_once(device: str, dtype: torch.dtype, vocab_size: int) -> int:
+    """Targets whose logits are held at once: on a CPU with GPT-2's vocabulary 26 MB in fp32.
+
+    In a 16-bit dtype each piece costs a pass over the head's fp32 gradient, so pieces are larger: 51 MB.
     """
     if device != "cpu":
-        return 2048
+        return max(128, ACCELERATOR_LOGITS // (4 * vocab_size))
     return 128 if dtype.itemsize > 2 else 512
 
 
@@ -47,19 +50,28 @@ def packed_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
     for summed in (weights, response_weights):
         summed[0, :shared] = summed[:, :shared].sum(0)
         summed[1:, :shared] = 0
+    counted, labels, weights, response_weights = _counted(batch.labels, weights, response_weights)
     hidden = model.packed_states(batch.input_ids, packing)  # (T, C)
-    counted = weights > 0
-    hidden = hidden.index_select(0, packing.rows[counted])  # (M, C)
-    weighted, nll = linear_cross_entropy(hidden, model.head_weight, batch.labels[counted], weights[counted])
-    return weighted, (response_weights[counted] * nll).sum()
+    hidden = hidden.index_select(0, packing.rows.flatten()[counted])  # (M, C)
+    weighted, nll = linear_cross_entropy(hidden, model.head_weight, labels, weights)
+    return weighted, (response_weights * nll).sum()
 
 
 def chunked_loss(model: PackedGPT, batch: Batch) -> tuple[Tensor, Tensor]:
     """The sums of `instruct_lm.training.loss.batch_loss`, of padded rows."""
-    counted = batch.weights > 0
-    hidden = model.hidden_states(batch.input_ids)[counted]  # (M, C)
-    weighted, nll = linear_cross_entropy(hidden, model.head_weight, batch.labels[counted], batch.weights[counted])
-    return weighted, (batch.response_weights[counted] * nll).sum()
+    counted, labels, weights, response_weights = _counted(batch.labels, batch.weights, batch.response_weights)
+    hidden = model.hidden_states(batch.input_ids).flatten(0, 1).index_select(0, counted)  # (M, C)
+    weighted, nll = linear_cross_entropy(hidden, model.head_weight, labels, weights)
+    return weighted, (response_weights * nll).sum()
+
+
+def _counted(labels: Tensor, weights: Tensor, response_weights: Tensor) -> tuple[Tensor, ...]:
+    """The flat places of the M labels with a weight, int64 (M,), and the three there.
+
+    A GPU is waited for to count them: before the forward pass, when it has nothing else to do yet.
+    """
+    counted = (weights > 0).flatten().nonzero()[:, 0]
+    return counted, *(x.flatten()[counted] for x in (labels, weights, response_weights))
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,10 +101,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_hidden, of_head = (needed and wants_grad for needed in ctx.needs_input_grad[:2])
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        if dtype == torch.float16:  # the gradients made here are not scaled yet, and fp16 would lose small ones
+            dtype = hidden.dtype
         hidden_grad = torch.empty_like(hidden) if of_hidden else None
         head_grad = torch.empty_like(head) if of_head else None
         losses = hidden.new_empty(len(labels), dtype=torch.float32)
-        size = targets_at_once(device, dtype)
+        size = targets_at_once(device, dtype, len(head))
         block = SOFTMAX_ROWS if device == "cpu" else size
         with torch.autocast(device, enabled=False):
             matrix = head if head.itemsize < dtype.itemsize else head.to(dtype)

@@ -132,6 +132,11 @@ class PackedGPT(GPT):
         ids, positions = input_ids.flatten()[at], at % input_ids.shape[1]
         return self.hidden_states(ids, positions, packing=packing, **attention)
 
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """As `GPT.new_cache`; in fp32 on a CPU, as attention is."""
+        with torch.autocast("cpu", enabled=False):
+            return super().new_cache(batch_size, capacity)
+
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
         """As `GPT.prefill`."""
         lengths, device = [len(prompt) for prompt in prompts], self.wte.weight.device

@@ -33,7 +33,6 @@ class KVCache:
 
     def append(self, layer: int, kv: Tensor) -> None:
         """Store the (B, 2K, L, D) of a layer for the L tokens of the last `extend`."""
-        # Autocast makes another dtype.
         self.kv[layer][self._rows, :, self._columns] = kv.transpose(1, 2).to(self.kv.dtype)
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -275,7 +275,9 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for so many rows of at most ``capacity`` tokens."""
         shape = (self.config.n_layer, batch_size, 2 * self.config.kv_heads, capacity, self.config.head_width)
-        return KVCache(shape, self.dtype, self.wte.weight.device)
+        device = self.wte.weight.device
+        mixed = torch.is_autocast_enabled(device.type)  # then attention is in the smaller dtype
+        return KVCache(shape, torch.get_autocast_dtype(device.type) if mixed else self.dtype, device)
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
         """Fill an empty cache with prompts, int64 (L_i,) on the CPU; hidden states (B, C) of their last tokens."""

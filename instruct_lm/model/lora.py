@@ -21,7 +21,8 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        return F.linear(x, self.weight.to(x.dtype), self.bias)
+        rounds = torch.is_autocast_enabled(x.device.type)  # by itself
+        return F.linear(x, self.weight if rounds else self.weight.to(x.dtype), self.bias)
 
 
 class LoRALinear(nn.Module):

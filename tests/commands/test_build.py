@@ -86,16 +86,22 @@ def test_a_seed_decides_random_weights_and_adapters() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("given", "rounds"), [([], False), (["device.precision=bf16-mixed", "trainer.accumulate=2"], True)]
+)
 def test_what_trains_and_answers_is_accelerated_unless_fast_is_false(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, given: list[str], rounds: bool
 ) -> None:
-    accelerated: list[tuple[torch.nn.Module, bool]] = []
-    monkeypatch.setattr("instruct_lm.fast.accelerate", lambda module, packed: accelerated.append((module, packed)))
-    values = config(f"fast={str(fast).lower()}", "data.layout=padded")
+    accelerated: list[tuple[torch.nn.Module, dict[str, bool]]] = []
+    monkeypatch.setattr("instruct_lm.fast.accelerate", lambda module, **options: accelerated.append((module, options)))
+    values = config(f"fast={str(fast).lower()}", "data.layout=padded", *given)
     untuned = build.load_responder(values, None, FETCHER)
     tuned = build.load_responder(values, save(tmp_path / "best.ckpt", untuned.model.state_dict()), FETCHER)
     tuner = build.build_tuner(values, model(values), tuned.tokenizer)
-    assert accelerated == ([(untuned.model, True), (tuned.model, True), (tuner, False)] if fast else [])
+    answers, training = {"rounds_frozen": rounds}, {"packed": False, "keeps_rounded": rounds, "rounds_frozen": rounds}
+    expected = [(untuned.model, answers), (tuned.model, answers), (tuner, training)]
+    assert accelerated == (expected if fast else [])
+    assert untuned.dtype == tuner.responder.dtype == (torch.bfloat16 if rounds else torch.float32)
 
 
 def test_a_checkpoint_of_the_model_is_loaded(tmp_path: Path) -> None:

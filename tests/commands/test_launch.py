@@ -106,7 +106,7 @@ def test_answers_are_not_sharded() -> None:
 
 
 def test_an_evaluation_that_lost_a_process_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def died(number: int, folder: Path) -> int:
+    def died(number: int, folder: Path, precision: str | None) -> int:
         raise launch.ProcessError(f"Process 1 of {number} was ended by SIGKILL.")
 
     monkeypatch.setattr(launch, "run_processes", died)

@@ -185,7 +185,7 @@ def test_smollm2_continues_as_llama_cpp_does(smollm2_gguf: Path) -> None:
 
 
 def test_a_lower_precision_generates_what_its_naive_loop_does(model: GPT) -> None:
-    """Under autocast keys and values come in another dtype than the cache has."""
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
+        assert model.new_cache(1, 2).kv.dtype == torch.bfloat16
         assert generate(model, [[1, 2, 3]], max_new_tokens=4, end_tokens=[END]) == [naive(model, [1, 2, 3], 4)]
