@@ -85,7 +85,7 @@ def train_ours(
     )  # fmt: skip
     tuner = InstructionTuner(model, optimizer=optimizer)
     if options.get("fast", True):
-        accelerate(tuner)
+        accelerate(tuner, rounds_frozen=precision == "bf16-mixed")
     trainer.fit(tuner, train_dataloaders=DataLoader(made, batch_size=None))  # type: ignore[arg-type]  # a list will do
     return clock.seconds, clock.losses
 
@@ -253,8 +253,8 @@ def generate_ours(size: str, prompts: list[list[int]], new_tokens: int, precisio
     from instruct_lm.model.generation import generate
     from instruct_lm.model.gpt import GPT, GPTConfig
 
-    model = GPT(GPTConfig.of(model_config(size))).init_weights(0)
-    accelerate(model)
+    model = GPT(GPTConfig.of(model_config(size))).init_weights(0).eval().requires_grad_(False)
+    accelerate(model, rounds_frozen=precision == "bf16-mixed")
     with autocast(precision):
         generate(model, prompts[:2], max_new_tokens=2)
         start = time.perf_counter()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.tasks import Row, model_conf
-from instruct_lm.fast.linear import product
+from instruct_lm.fast.linear import product, product_dtype, weight_gradient
 
 
 def shapes(size: str) -> list[tuple[int, int, int]]:
@@ -95,7 +95,10 @@ def gemm_rate(size: str, tokens: int, dtype: torch.dtype = torch.float32, second
         for (x, weight, g), grad in zip(work, grads, strict=True):
             product(x, weight)
             product(g, weight.T)
-            torch.mm(g.T, x, out=grad)
+            if product_dtype(x) == dtype:
+                torch.mm(g.T, x, out=grad)
+            else:
+                weight_gradient(g, x)
 
     return _median_rate(flops, multiply, seconds)
 

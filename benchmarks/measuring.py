@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import ROOT
 
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve", "i8mm")
-"""Those of a processor that decide how fast it multiplies; the last four are of ARM."""
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Those of a processor that decide how fast it multiplies."""
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any] | None:
@@ -57,11 +56,8 @@ def entrants(task: str, precision: str, peers: Sequence[str], **request: Any) ->
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     from benchmarks import contenders, floor
+    from instruct_lm.fast import processor
 
-    about = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").is_file() else ""
-    lines = dict(line.split(":", 1) for line in reversed(about.splitlines()) if ":" in line)
-    found = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = set(found.get("flags", found.get("Features", "")).split())
     # Of small products: where bf16 is emulated, a round of GPT-2 355M's takes a minute.
     rates = {name: floor.gemm_rate("smollm2-135m", 256, dtype, 1.0) for name, dtype in contenders.DTYPES.items()}
     versions = {}
@@ -71,8 +67,8 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     return {
-        "cpu": found.get("model name", platform.processor()),
-        "flags": [flag for flag in FLAGS if flag in flags],
+        "cpu": processor.name(),
+        "flags": [flag for flag in FLAGS if flag in processor.flags()],
         "GFLOP/s": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
         "cores": os.cpu_count(),
         "system": platform.system(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+CPUINFO = Path("/proc/cpuinfo")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 """Instructions that multiply bf16 numbers, as /proc/cpuinfo calls them; one of them is enough."""
 
@@ -15,8 +16,7 @@ BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 @cache
 def cpuinfo() -> dict[str, str]:
     """The lines of /proc/cpuinfo on the first core, name → value; empty on other systems than Linux."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines = CPUINFO.read_text(errors="replace").splitlines() if CPUINFO.is_file() else []
     pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
     return {name.strip(): value.strip() for name, value in pairs}
 
