@@ -17,6 +17,7 @@ from instruct_lm.model.architectures import architecture_of
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora
 from instruct_lm.model.pretrained import HUB_LAYOUTS, Layout, Piece, modules_of
+from instruct_lm.model.shapes import shapes_only
 from instruct_lm.respond import Responder
 
 _IN_MODEL = {"gpt2": "transformer."}  # what transformers puts before a checkpoint's names
@@ -80,7 +81,7 @@ def adapter_config(config: GPTConfig, lora: LoraConfig, base: str | None) -> dic
 
 
 def _check(adapters: Mapping[str, Tensor], config: GPTConfig, lora: LoraConfig) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         expected = adapter_state(add_lora(GPT(config), lora.rank, lora.alpha, targets=lora.targets))
     found, wanted = ({name: tuple(x.shape) for name, x in state.items()} for state in (adapters, expected))
     differing = [
