@@ -63,6 +63,7 @@ class _Present(Loader):
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
+        module.__spec__ = None  # else importlib takes that spec, and runs the module's file again
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return self.module
@@ -121,7 +122,10 @@ def _disable(fn: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
 
 
 def _plot(*values: Any, **options: Any) -> Any:
-    return importlib.import_module("torchmetrics.utilities.plot").__getattribute__("plot")(*values, **options)
+    module = importlib.import_module("torchmetrics.utilities.plot")
+    if isinstance(module, Deferred):
+        load(module)
+    return module.plot_single_or_multi_val(*values, **options)
 
 
 def _from(module: str, name: str) -> Callable[[], Any]:
