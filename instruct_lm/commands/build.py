@@ -92,7 +92,7 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
 
 def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
     """The plain model, pretrained or random, with adapters if asked for."""
-    if config.fast:
+    if isinstance(config, DataCommandConfig) and config.fast:
         from instruct_lm.fast.allocator import keep_freed_memory
 
         keep_freed_memory()  # reading the weights makes and frees an array for each tensor
