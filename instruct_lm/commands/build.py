@@ -27,6 +27,7 @@ from instruct_lm.model.generation import Sampling
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora, merge_lora
 from instruct_lm.model.pretrained import load_pretrained
+from instruct_lm.model.shapes import shapes_only
 from instruct_lm.respond import Responder
 from instruct_lm.training.checkpoints import load_checkpoint
 from instruct_lm.training.memory import TrainingMemory, largest_batch
@@ -93,6 +94,10 @@ def build_tokenizer(model: ModelConfig, fetcher: Fetcher) -> Tokenizer:
 
 def build_model(config: CommonConfig, fetcher: Fetcher) -> GPT:
     """The plain model, pretrained or random, with adapters if asked for."""
+    if isinstance(config, DataCommandConfig) and config.fast:
+        from instruct_lm.fast.allocator import keep_freed_memory
+
+        keep_freed_memory()  # reading the weights makes and frees an array for each tensor
     model, lora = config.model, config.lora
     base_dtype = getattr(torch, lora.base_dtype) if lora.rank else torch.float32
     if model.weights is None:
@@ -131,7 +136,7 @@ def load_trained(config: CommonConfig, checkpoint: Path, fetcher: Fetcher) -> GP
                 raise RuntimeError(f"its adapters are not the configured ones: {unknown or sorted(state)[:3]}")
             merge_lora(gpt)
         else:
-            with torch.device("meta"):
+            with shapes_only():
                 gpt = GPT(GPTConfig.of(config.model))
             gpt.load_state_dict(state, assign=True)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from instruct_lm.commands.deferred_imports import defer_imports
 from instruct_lm.commands.exit_status import exit_status
 from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import flatten
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _chat(options: argparse.Namespace) -> None:
     if options.port is not None and not 0 < options.port < 65536:
         raise InputError(f"--port {options.port}: give a number from 1 to 65535.")
+    defer_imports()
     from instruct_lm.commands.chat_session import Chat
 
     responder = load(options)

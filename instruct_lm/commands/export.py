@@ -65,12 +65,11 @@ def _dtype(config: ExportConfig) -> str:
 
 def _needed(config: ExportConfig) -> int:
     """About how many bytes the export will have."""
-    import torch
-
     from instruct_lm.model.gpt import GPT, GPTConfig
     from instruct_lm.model.lora import adapter_state, add_lora
+    from instruct_lm.model.shapes import shapes_only
 
-    with torch.device("meta"):
+    with shapes_only():
         model = GPT(GPTConfig.of(config.model))
         if config.format == "peft":
             add_lora(model, config.lora.rank, config.lora.alpha, targets=config.lora.targets)
@@ -83,6 +82,7 @@ def _export(config: ExportConfig, checkpoint: Path | None, part: Path) -> None:
     from instruct_lm.export.card import model_card
     from instruct_lm.model.gpt import GPT, GPTConfig
     from instruct_lm.model.hub_config import hub_config
+    from instruct_lm.model.shapes import shapes_only
 
     fetcher = build_fetcher(config)
     if config.run is not None:
@@ -93,9 +93,7 @@ def _export(config: ExportConfig, checkpoint: Path | None, part: Path) -> None:
         hub_config(GPTConfig.of(config.model), rope)  # refuses what the layout cannot hold before anything is loaded
     tokenizer = build.build_tokenizer(config.model, fetcher)
     if config.format == "peft":  # the adapter's file is enough
-        import torch
-
-        with torch.device("meta"):
+        with shapes_only():
             model = GPT(GPTConfig.of(config.model))
     else:
         model = build.load_trained(config, checkpoint, fetcher) if checkpoint else build.build_model(config, fetcher)

@@ -21,6 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from instruct_lm.commands import folders, jobs, runs, sweeps
 from instruct_lm.commands.arguments import check_arguments, help_keys
 from instruct_lm.commands.check_config import make_config
+from instruct_lm.commands.deferred_imports import defer_imports
 from instruct_lm.commands.exit_status import ENDING, describe, drop_output
 from instruct_lm.commands.pasting import command
 from instruct_lm.config import COMMANDS, CommonConfig
@@ -114,6 +115,7 @@ class Job:
     def __call__(self, cfg: DictConfig) -> None:
         """Do the job."""
         guard_logs()  # here too: a launcher's process has not called `hydra_command`
+        defer_imports()
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
             return jobs.run_one_of_many(lambda: self._work(cfg, True), cfg.get("fail_fast", False))

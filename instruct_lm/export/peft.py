@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from instruct_lm.config import LoraConfig
@@ -17,6 +16,7 @@ from instruct_lm.model.architectures import architecture_of
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import adapter_state, add_lora
 from instruct_lm.model.pretrained import HUB_LAYOUTS, Layout, Piece, modules_of
+from instruct_lm.model.shapes import shapes_only
 from instruct_lm.respond import Responder
 
 _IN_MODEL = {"gpt2": "transformer."}  # what transformers puts before a checkpoint's names
@@ -80,7 +80,7 @@ def adapter_config(config: GPTConfig, lora: LoraConfig, base: str | None) -> dic
 
 
 def _check(adapters: Mapping[str, Tensor], config: GPTConfig, lora: LoraConfig) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         expected = adapter_state(add_lora(GPT(config), lora.rank, lora.alpha, targets=lora.targets))
     found, wanted = ({name: tuple(x.shape) for name, x in state.items()} for state in (adapters, expected))
     differing = [

@@ -211,9 +211,9 @@ def content_hash(path: Path, weights: bool = True) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-@lru_cache
+@lru_cache(maxsize=1000)
 def _hashed(path: Path, size: int, modified: int) -> str:
-    return sha256_of(path)  # once in a process: a GGUF file may be base and tokenizer
+    return sha256_of(path)  # once in a process: a GGUF file is looked for, recorded, and may be base and tokenizer
 
 
 def shown(path: Path) -> Path:

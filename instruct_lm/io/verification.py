@@ -6,11 +6,10 @@ on disks, and a weight that is wrong by one of them is still a number.
 
 import contextlib
 import json
-from functools import lru_cache
 from pathlib import Path
 
 from instruct_lm.errors import InputError
-from instruct_lm.io.files import move_into_place, sha256_of
+from instruct_lm.io.files import content_hash, move_into_place, sha256_of
 
 _GZIP = b"\x1f\x8b"
 _LARGE = 50_000_000  # bytes; JSON takes ten times as much memory
@@ -46,7 +45,7 @@ def place(part: Path, path: Path, sha256: str | None) -> None:
 
 def in_place(path: Path, sha256: str | None) -> bool:
     """Whether a file exists with this hash, and is not damaged."""
-    return path.is_file() and not is_damaged(path) and (not sha256 or _digest(path, _state(path)) == sha256)
+    return path.is_file() and not is_damaged(path) and (not sha256 or content_hash(path) == sha256)
 
 
 def is_damaged(path: Path) -> bool:
@@ -55,19 +54,13 @@ def is_damaged(path: Path) -> bool:
     A file without a record, or one that somebody has put in its place since, is recorded as it is now.
     """
     now = _state(path)
-    digest, recorded = _digest(path, now), ""
+    digest, recorded = content_hash(path), ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         recorded, _, state = beside(path, ".sha256").read_text().strip().partition(" ")
         recorded = recorded if state == now else ""
     if not recorded:
         _record_hash(path, digest)
     return recorded not in ("", digest)
-
-
-@lru_cache(maxsize=1000)
-def _digest(path: Path, state: str) -> str:
-    """The hash of a file in a state: once in a process."""
-    return sha256_of(path)
 
 
 def _record_hash(path: Path, digest: str) -> None:

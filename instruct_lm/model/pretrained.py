@@ -16,6 +16,7 @@ from instruct_lm.errors import InputError, listing
 from instruct_lm.model.architectures import architecture_of
 from instruct_lm.model.description import check_agreement
 from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
+from instruct_lm.model.shapes import shapes_only
 from instruct_lm.model.weight_files import open_tensors
 
 # Names of modules: ours, then GPT-2's and Llama's on the hub, then GPT-2's and Llama's in GGUF; Qwen2 and Qwen3 have
@@ -158,7 +159,7 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
     checkpoint = {name.removeprefix("transformer."): stored for name, stored in open_tensors(path).items()}
     if len(checkpoint) < config.n_layer:  # before thousands of blocks are built that a damaged header promises
         raise InputError(f"{path} has {len(checkpoint)} tensors, too few for model.n_layer={config.n_layer}.")
-    with torch.device("meta"):
+    with shapes_only():
         model = GPT(config)
     layout = (GGUF_LAYOUTS if path.suffix == ".gguf" else HUB_LAYOUTS)[architecture_of(config)]
     wte, lm_head = f"{layout.names['wte']}.weight", f"{layout.names['lm_head']}.weight"
@@ -169,12 +170,14 @@ def load_pretrained(config: GPTConfig, path: Path, matrix_dtype: torch.dtype = t
     found = {name: stored.shape for name, stored in checkpoint.items() if not _IGNORED.search(name)}
     _check(found, {piece.name: piece.shape for piece in pieces_of(model, layout)}, path, config)
     store_matrices(model, matrix_dtype)
-    model.to_empty(device="cpu")
+    # `to_empty` would import SymPy, which takes half a second.
+    empty = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in model.state_dict().items()}
+    model.load_state_dict(empty, assign=True)
     for piece in pieces_of(model, layout):
         values = torch.as_tensor(checkpoint[piece.name].read())
         if not values.is_floating_point():
             raise InputError(f"{path}: {piece.name} has {values.dtype} numbers: take the base that is not quantised.")
-        if not values.isfinite().all():
+        if not torch.stack(values.aminmax()).isfinite().all():  # both are NaN if one number is
             raise InputError(f"{path}: {piece.name} has numbers that are not finite: it is damaged, fetch it anew.")
         piece.values.copy_(values.view(piece.values.shape))
     if head and not torch.equal(torch.as_tensor(head.read(), dtype=matrix_dtype), model.wte.weight):

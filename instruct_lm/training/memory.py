@@ -11,6 +11,7 @@ import torch
 
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
+from instruct_lm.model.shapes import shapes_only
 
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
 FLOAT = 4  # bytes of a float32
@@ -62,7 +63,7 @@ class TrainingMemory:
     @cached_property
     def parameters(self) -> int:
         """Number of parameters of the model, without adapters."""
-        with torch.device("meta"):
+        with shapes_only():
             return sum(p.numel() for p in GPT(self.model).parameters())
 
     @cached_property
@@ -70,7 +71,7 @@ class TrainingMemory:
         """Number of parameters that are trained."""
         if not self.lora_rank:
             return self.parameters
-        with torch.device("meta"):
+        with shapes_only():
             adapted = add_lora(GPT(self.model), self.lora_rank, alpha=1.0)
         return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 

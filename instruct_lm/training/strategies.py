@@ -13,22 +13,30 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from instruct_lm.model.gpt import GPT
+
+# torch.distributed.fsdp and .tensor take most of a second to import: only what shards a model does.
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor that a `DTensor` is a part of, which all processes must ask for; another one as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, sharded as ``like``, if that is sharded and has its shape."""
-    if not isinstance(like, DTensor) or like.shape != tensor.shape:
+    if not _is_part(like) or like.shape != tensor.shape:
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether it is a `DTensor`."""
+    return hasattr(tensor, "placements")
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -101,7 +109,9 @@ def shard(model: GPT, mesh: DeviceMesh) -> None:
             call them.
         mesh: Of one dimension.
     """
-    if isinstance(model, FSDPModule):
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    if is_sharded(model):
         return
     for block in model.h:
         fully_shard(block, mesh=mesh)
@@ -112,7 +122,7 @@ def shard(model: GPT, mesh: DeviceMesh) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a process holds only a part of some parameters: then all must call the module together."""
-    return any(isinstance(part, FSDPModule) for part in module.modules())
+    return any(hasattr(part, "reshard") for part in module.modules())  # a method of FSDP2's modules
 
 
 def largest(trainer: pl.Trainer, value: int) -> int:
