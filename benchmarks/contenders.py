@@ -37,8 +37,8 @@ def train_ours(
 
     from instruct_lm.data.batching import collate
     from instruct_lm.fast import accelerate
-    from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
-    from instruct_lm.model.lora import add_lora
+    from instruct_lm.model.gpt import GPT, GPTConfig
+    from instruct_lm.model.lora import add_lora, store_matrices
     from instruct_lm.training.module import InstructionTuner
     from instruct_lm.training.optimizers import OptimizerSettings
 

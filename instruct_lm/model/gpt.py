@@ -294,10 +294,3 @@ class GPT(nn.Module):
         columns = torch.arange(max(cache.lengths), device=input_ids.device)
         mask = (columns <= position_ids)[:, None, None]  # (B, 1, 1, longest)
         return self.hidden_states(input_ids[:, None], position_ids, cache=cache, mask=mask)[:, 0]
-
-
-def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the weights of linear layers and embeddings to ``dtype``; biases and norms stay as they are."""
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data = parameter.data.to(dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instruct_lm.model.gpt import GPT, store_matrices
+from instruct_lm.model.gpt import GPT
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
@@ -49,6 +49,13 @@ class LoRALinear(nn.Module):
         """(..., in_features) → (..., out_features)."""
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., rank)
         return self.linear(x) + self.scale * F.linear(low, self.lora_b)
+
+
+def store_matrices(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights of linear layers and embeddings to ``dtype``; biases and norms stay as they are."""
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.to(dtype)
 
 
 def add_lora(

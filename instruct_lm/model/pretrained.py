@@ -15,7 +15,8 @@ from torch import Tensor
 from instruct_lm.errors import InputError, listing
 from instruct_lm.model.architectures import architecture_of
 from instruct_lm.model.description import check_agreement
-from instruct_lm.model.gpt import GPT, GPTConfig, store_matrices
+from instruct_lm.model.gpt import GPT, GPTConfig
+from instruct_lm.model.lora import store_matrices
 from instruct_lm.model.shapes import shapes_only
 from instruct_lm.model.weight_files import open_tensors
 
