@@ -152,7 +152,7 @@ def _put_gradient(total: Tensor, grad: Tensor, inputs: Tensor, adds: bool) -> No
         torch.mm(grad.T, inputs, out=total)
     else:
         for part, columns in zip(total.split(GRADIENT_PART), grad.split(GRADIENT_PART, dim=1), strict=True):
-            made = weight_gradient(columns, inputs)
+            made = weight_gradient(columns.contiguous(), inputs)  # oneDNN would copy columns of a wider matrix slowly
             part.add_(made) if adds else part.copy_(made)
 
 
