@@ -140,12 +140,11 @@ class CausalSelfAttention(nn.Module):
         A cache takes in the keys and values. With a ``mask``, the queries see all that it then holds; see `GPT.decode`.
         """
         heads = heads.transpose(1, 2)  # (B, H + 2K, L, D)
-        q, kv = heads[:, : self.n_head], heads[:, self.n_head :]
+        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if cache is not None:
-            cache.append(self.layer, kv)
+            cache.append(self.layer, heads[:, self.n_head :])
             if mask is not None:
-                kv = cache.kv[self.layer, :, :, : mask.shape[-1]]
-        k, v = kv.chunk(2, dim=1)
+                k, v = cache.kv[self.layer, :, :, : mask.shape[-1]].chunk(2, dim=1)
         dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head != self.n_head
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)  # (B, L, H · D)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lm.errors import InputError
-from instruct_lm.io import verification
+from instruct_lm.io import files
 from instruct_lm.io.fetcher import Fetcher
 from tests.io.server import (
     BODY,
@@ -110,7 +110,7 @@ def test_a_cached_file_needs_no_network_and_is_hashed_once_in_a_process(
     def never(_: Path) -> str:
         raise RuntimeError("hashed again")
 
-    monkeypatch.setattr(verification, "sha256_of", never)
+    monkeypatch.setattr(files, "sha256_of", never)
     offline = Fetcher(fetcher.cache_dir, offline=True)
     assert fetcher.fetch(f"{server.url}/model.bin") == path
     assert offline.fetch(f"{server.url}/model.bin", sha256=SHA256.upper()) == path
@@ -135,7 +135,7 @@ def flip(path: Path) -> None:
     state = path.stat()
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    verification._digest.cache_clear()
+    files._hashed.cache_clear()
 
 
 def test_a_file_that_is_put_into_the_cache_by_hand_is_used(server: Server, fetcher: Fetcher) -> None:
