@@ -97,10 +97,10 @@ class _Product(torch.autograd.Function):
         (x, used), weight = ctx.saved_tensors, ctx.weight
         flat = grad.flatten(0, -2)  # (tokens, out)
         of_x = product(grad, _wide.of(used, grad.dtype).T) if ctx.needs_input_grad[0] else None
-        release(weight)
-        of_weight = None
+        place, of_weight = release(weight), None
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(flat, x.flatten(0, -2)).to(weight.dtype)
+            made = weight_gradient(flat, x.flatten(0, -2))
+            of_weight = made.to(weight.dtype) if place is None else place.copy_(made)
         of_bias = flat.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 

@@ -3,8 +3,8 @@
 `torch.autocast` switches it on, as it does for torch's own layers, which round each weight in each product and make a
 full bf16 gradient beside the fp32 one. Here the copies of all blocks are made together, before the first product that
 needs them, and used until their weight changes: forward, in the backward pass and in validation. In training a copy
-is freed as soon as the gradient of its layer's input is made. So the copies are gone when the gradients, which are
-twice as large, are all there, and the peak memory is that of fp32.
+lies where the gradient of its weight will be, which is twice as large: once the gradient of the layer's input is made,
+the copy is of no more use, and the gradient takes its place. So the copies need no memory of their own.
 """
 
 from collections.abc import Iterable, MutableMapping
@@ -20,6 +20,7 @@ class _Copy(NamedTuple):
     rounded: Tensor
     version: tuple[int, int]  # of the weight that was rounded
     keep: bool
+    gradient: Tensor | None  # fp32, shaped like the weight; the copy is its first half
 
 
 _copies: MutableMapping[Tensor, _Copy] = WeakTensorKeyDictionary()
@@ -41,16 +42,33 @@ def hold(weights: Iterable[Tensor], keep: bool = False) -> None:
         keep: Until the weights change. False: those that are trained until `release`.
     """
     for weight in weights:
-        if weight.dtype == torch.float32 and not hasattr(weight, "placements") and _held(weight) is None:
+        if weight.dtype != torch.float32 or hasattr(weight, "placements"):
+            continue
+        keeps = keep or not weight.requires_grad
+        # With the optimizer in the backward pass there are never many gradients, and copies are smaller.
+        in_place = torch.is_grad_enabled() and not keeps and not getattr(weight, "_post_accumulate_grad_hooks", None)
+        if _held(weight) is None or (in_place and _copies[weight].gradient is None):
             with torch.inference_mode(False), torch.no_grad():  # generation may be the first to ask, training goes on
-                copy = weight.bfloat16()
-            _copies[weight] = _Copy(copy, _version(weight), keep or not weight.requires_grad)
+                gradient = torch.empty(weight.shape, device=weight.device) if in_place else None
+                place = torch.empty_like(weight, dtype=torch.bfloat16) if gradient is None else _first_half(gradient)
+                _copies[weight] = _Copy(place.copy_(weight), _version(weight), keeps, gradient)
 
 
-def release(weight: Tensor) -> None:
-    """Free the copy of a weight unless it is to be kept."""
-    if (copy := _copies.get(weight)) is not None and not copy.keep:
-        del _copies[weight]
+def release(weight: Tensor) -> Tensor | None:
+    """Forget the copy of a weight unless it is to be kept; the memory for the weight's gradient, if the copy lay there.
+
+    The caller may write it only once the copy is of no more use.
+    """
+    copy = _copies.get(weight)
+    if copy is None or copy.keep:
+        return None
+    del _copies[weight]
+    return copy.gradient
+
+
+def _first_half(gradient: Tensor) -> Tensor:
+    """As many bf16 numbers as the fp32 tensor has, in the first half of its memory and in its shape."""
+    return gradient.view(-1).view(torch.bfloat16)[: gradient.numel()].view(gradient.shape)
 
 
 def rounded(weight: Tensor) -> Tensor:

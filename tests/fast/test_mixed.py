@@ -146,8 +146,10 @@ def test_copies_are_made_once_and_gone_after_the_backward_pass(
     matrices = 4 * model.config.n_layer
     assert len(rounding._copies) == matrices
     assert asked == [False] * matrices + [True] * matrices  # of `hold`, then of each product
+    places = {weight: copy.rounded.data_ptr() for weight, copy in rounding._copies.items()}
     loss.backward()
     assert len(rounding._copies) == 0
+    assert all(weight.grad.data_ptr() == place for weight, place in places.items())  # where the copy was
 
 
 @pytest.mark.parametrize(
