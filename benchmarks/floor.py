@@ -7,14 +7,11 @@ where a target counts. Attention's own products are left out.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 
 from benchmarks.tasks import Row, model_conf
 from instruct_lm.fast.linear import product, product_dtype, weight_gradient
+from instruct_lm.fast.processor import median_rate
 
 
 def shapes(size: str) -> list[tuple[int, int, int]]:
@@ -75,7 +72,7 @@ def adamw_rate(seconds: float = 1.0) -> float:
     weight.grad = torch.randn_like(weight)
     optimizer = torch.optim.AdamW([weight], fused=True)
     optimizer.step()
-    return _median_rate(weight.numel(), optimizer.step, seconds)
+    return median_rate(weight.numel(), optimizer.step, seconds)
 
 
 @torch.no_grad()
@@ -100,15 +97,4 @@ def gemm_rate(size: str, tokens: int, dtype: torch.dtype = torch.float32, second
             else:
                 weight_gradient(g, x)
 
-    return _median_rate(flops, multiply, seconds)
-
-
-def _median_rate(amount: float, work: Callable[[], object], seconds: float) -> float:
-    """How much of something is done a second."""
-    rates = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        rates.append(amount / (time.perf_counter() - start))
-    return statistics.median(rates)
+    return median_rate(flops, multiply, seconds)

@@ -4,6 +4,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -53,10 +54,15 @@ def product_rate(dtype: torch.dtype, seconds: float = 0.15) -> float:
 
     x, weight = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
     product(x, weight)  # the first one chooses a kernel
+    return median_rate(2 * x.numel() * len(weight), lambda: product(x, weight), seconds)
+
+
+def median_rate(amount: float, work: Callable[[], object], seconds: float) -> float:
+    """How much of something is done a second: the median of the rounds of that many seconds, at least one."""
     rates: list[float] = []
     end = time.perf_counter() + seconds
     while not rates or time.perf_counter() < end:
         start = time.perf_counter()
-        product(x, weight)
-        rates.append(2 * x.numel() * len(weight) / (time.perf_counter() - start))
+        work()
+        rates.append(amount / (time.perf_counter() - start))
     return statistics.median(rates)

@@ -83,7 +83,7 @@ class TrainingMemory:
         # In the backward pass, those of embedding and head and two of the largest matrices' are held at once.
         vocabulary = c.n_embd * c.vocab_size * (1 if c.tied else 2)
         gradients = FLOAT * (vocabulary + 2 * c.n_embd * c.inner if self.in_backward else self.trained)
-        if self.half and not self.lora_rank:  # rounded copies make room for gradients, layer by layer
+        if self.half and not self.lora_rank:  # rounded copies lie where gradients will be, if there will be all
             copies = HALF * (self.parameters - vocabulary)
             gradients = gradients + copies if self.accumulates else max(gradients, FLOAT * vocabulary + copies)
         states = 2 * FLOAT * self.trained if self.optimizer == "adamw" else 0
