@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from instruct_lm.data.batching import Batch
 from instruct_lm.fast.linear import product, product_dtype, weight_gradient
 from instruct_lm.fast.packing import PackedGPT, pack
+from instruct_lm.fast.rounding import first_half
 
 SOFTMAX_ROWS = 32
 """Targets whose probabilities a CPU makes at once: 6 MB for GPT-2's vocabulary, which a cache holds."""
@@ -109,7 +110,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = targets_at_once(device, dtype, len(head))
         block = SOFTMAX_ROWS if device == "cpu" else size
         with torch.autocast(device, enabled=False):
-            matrix = head if head.itemsize < dtype.itemsize else head.to(dtype)
+            matrix = head
+            if head.itemsize > dtype.itemsize:
+                if head_grad is not None and len(labels) <= size:
+                    matrix = first_half(head_grad).copy_(head)  # of no more use once the gradient is written
+                else:
+                    matrix = head.to(dtype)
             for start in range(0, len(labels), size):
                 inputs = hidden[start : start + size].to(dtype)
                 logits = _times_head(inputs, matrix)  # (piece, V)

@@ -50,7 +50,7 @@ def hold(weights: Iterable[Tensor], keep: bool = False) -> None:
         if _held(weight) is None or (in_place and _copies[weight].gradient is None):
             with torch.inference_mode(False), torch.no_grad():  # generation may be the first to ask, training goes on
                 gradient = torch.empty(weight.shape, device=weight.device) if in_place else None
-                place = torch.empty_like(weight, dtype=torch.bfloat16) if gradient is None else _first_half(gradient)
+                place = torch.empty_like(weight, dtype=torch.bfloat16) if gradient is None else first_half(gradient)
                 _copies[weight] = _Copy(place.copy_(weight), _version(weight), keeps, gradient)
 
 
@@ -66,7 +66,7 @@ def release(weight: Tensor) -> Tensor | None:
     return copy.gradient
 
 
-def _first_half(gradient: Tensor) -> Tensor:
+def first_half(gradient: Tensor) -> Tensor:
     """As many bf16 numbers as the fp32 tensor has, in the first half of its memory and in its shape."""
     return gradient.view(-1).view(torch.bfloat16)[: gradient.numel()].view(gradient.shape)
 

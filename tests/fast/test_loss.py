@@ -61,8 +61,11 @@ def test_a_small_head_is_widened_part_by_part_to_the_same(part: int, monkeypatch
     torch.testing.assert_close(torch.autograd.grad(total, hidden)[0], grad)
 
 
-def test_autocast_computes_logits_in_its_dtype_and_the_loss_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "targets_at_once", lambda *_: 4)
+@pytest.mark.parametrize("at_once", [4, 9])  # in one piece, the head's copy lies where its gradient will be
+def test_autocast_computes_logits_in_its_dtype_and_the_loss_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(loss_module, "targets_at_once", lambda *_: at_once)
     monkeypatch.setattr(loss_module, "SOFTMAX_ROWS", 3)
     monkeypatch.setattr(loss_module, "GRADIENT_PART", 10)
     monkeypatch.setattr(loss_module, "HEAD_PART", 15)
