@@ -1,5 +1,6 @@
 """What this computer's processor is, which instructions it has, and how fast it multiplies."""
 
+import os
 import platform
 import statistics
 import time
@@ -32,8 +33,10 @@ def flags() -> frozenset[str]:
 
 
 def has_bf16() -> bool:
-    """Whether it multiplies bf16 numbers by instructions of its own, and torch has a library that uses them."""
-    return torch.backends.mkldnn.is_available() and not flags().isdisjoint(BF16_FLAGS)
+    """Whether it multiplies bf16 numbers by instructions of its own, and oneDNN is there and may use them."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    may = limit in ("ALL", "DEFAULT") or any(name in limit for name in ("BF16", "FP16", "AMX", "AVX10"))
+    return may and torch.backends.mkldnn.is_available() and not flags().isdisjoint(BF16_FLAGS)
 
 
 def prefers_onednn() -> bool:

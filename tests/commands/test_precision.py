@@ -24,6 +24,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch, flags: str = "avx512_bf16", **rates: fl
 
     monkeypatch.setattr(processor, "cpuinfo", lambda: {"flags": f"fpu avx2 {flags}"})
     monkeypatch.setattr(processor, "product_rate", rate)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     return asked
 

@@ -1,5 +1,8 @@
 """What /proc/cpuinfo says, and the measured rate of products."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +28,7 @@ def genoa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(CPUINFO)
     monkeypatch.setattr(processor, "CPUINFO", file)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     processor.cpuinfo.cache_clear()
     yield
     processor.cpuinfo.cache_clear()
@@ -61,3 +65,41 @@ def test_the_rate_is_the_arithmetic_over_the_median_time(monkeypatch: pytest.Mon
     # 256 tokens by 1024 × 1024 weights, a multiplication and an addition each
     assert processor.product_rate(dtype, seconds=6.0) == pytest.approx(2 * 256 * 1024 * 1024 / 0.02)
     assert set(asked) == {((256, 1024), (1024, 1024), dtype)}
+
+
+@pytest.mark.parametrize(
+    ("limit", "may"),
+    [
+        ("ALL", True), ("avx512_core_bf16", True), ("AVX512_CORE_AMX", True), ("AVX10_1_512", True), ("DEFAULT", True),
+        ("AVX512_CORE", False), ("AVX512_CORE_VNNI", False), ("AVX2", False), ("SSE41", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_onednn_may_be_told_not_to_use_them(
+    genoa: None, monkeypatch: pytest.MonkeyPatch, variable: str, limit: str, may: bool
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv(variable, limit)
+    assert processor.has_bf16() == (may and torch.backends.mkldnn.is_available())
+
+
+NATIVE = """
+import torch
+from instruct_lm.fast import linear, processor
+assert linear.HAS_BF16
+x, weight = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16() for shape in ((99, 300), (70, 300)))
+exact = x.double() @ weight.double().T
+print(float((linear.product(x, weight) == exact.bfloat16()).float().mean()))
+for dtype in (torch.float32, torch.bfloat16):
+    assert processor.product_rate(dtype) > 0
+"""
+
+
+def test_the_instructions_themselves_round_once() -> None:
+    """The tests run without them (`tests/conftest.py`), so that their fp32 is fp32 on every processor."""
+    if processor.flags().isdisjoint(processor.BF16_FLAGS):
+        pytest.skip("this processor has no bf16 instructions")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_MAX_CPU_ISA")}
+    done = subprocess.run([sys.executable, "-c", NATIVE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.98
