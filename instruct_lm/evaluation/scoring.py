@@ -91,7 +91,7 @@ def _score_all(
         # The metrics come before the question, so that nothing delays writing the reply.
         metrics: dict[str, Any] = {name: metric.compute(response, reference) for name, metric in METRICS.items()}
         verdict = judge.score(entry, response) if judge else Verdict(None)
-        words = {"raw": verdict.raw, "feedback": verdict.feedback, "again": verdict.again}
+        words: dict[str, Any] = {"raw": verdict.raw, "feedback": verdict.feedback, "again": verdict.again}
         item = ScoredEntry(index, verdict.score, verdict.reason, **metrics, **words)
         # Unbuffered, in append mode, in one call: a kill leaves the whole line or none, and threads do not mix theirs.
         file.write(f"{score_line(mark, item)}\n".encode())
