@@ -173,7 +173,7 @@ def here(house: Path, tmp_path: Path) -> Path:
 def lay_out(command: Command, here: Path) -> None:
     """Put the run wherever the command reads one, and none where it writes one."""
     for word in command.arguments:
-        key, equals, value = word.partition("=") if re.match(r"[\w.]+=", word) else ("", "", word)
+        key, _, value = word.partition("=") if re.match(r"[\w.]+=", word) else ("", "", word)
         if key in ("run", "resume") or not (key or Path(value).suffix):
             for name in value.split(","):
                 if name.startswith("outputs/") and not (here / name).exists():

@@ -82,11 +82,11 @@ def test_every_entry_becomes_a_line_and_an_item_in_order(tmp_path):
     with JudgeServer(honest) as server:
         scored = score_responses(responses(20), judge_of(server), path)
     assert [(item.index, item.score) for item in scored] == [(i, score_of(i)) for i in range(20)]
-    assert scored[3] == ScoredEntry(
-        3, 10, None, False, chrf("answer-3", "6."), rouge_l("answer-3", "6."), raw='{"score": 10}'
-    )
+    values = {name: metric.compute("answer-3", "6.") for name, metric in METRICS.items()}
+    assert (values["chrf"], values["rouge_l"]) == (chrf("answer-3", "6."), rouge_l("answer-3", "6."))
+    assert scored[3] == ScoredEntry(3, 10, None, **values, raw='{"score": 10}')
     assert {line["index"]: line["score"] for line in lines(path)} == {i: score_of(i) for i in range(20)}
-    names = {"index", "score", "reason", "exact_match", "chrf", "rouge_l", "raw", "feedback", "again"}
+    names = {"index", "score", "reason", *METRICS, "raw", "feedback", "again"}
     assert lines(path)[0].keys() == {"fingerprint", "check", *names}
 
 
