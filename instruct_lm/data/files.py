@@ -63,8 +63,8 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
             stream = cast(BinaryIO, _Unpacked(raw, path) if gzipped else raw)
             head = stream.read(_HEAD)
             stream.seek(0)
-            if head.startswith(PARQUET):
-                yield from _parquet(stream, path, gzipped)
+            if read := next((read for mark, read in _BINARY.items() if head.startswith(mark)), None):
+                yield from read(stream, path, gzipped)
                 return
             encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")
             if (kind := kind_of(head)) is not None:
@@ -184,6 +184,9 @@ def _parquet(stream: BinaryIO, path: Path, gzipped: bool) -> Iterator[tuple[str,
         except Exception as error:  # Arrow raises a dozen kinds, and those of dates and time zones
             fault = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(f"{path}: its Parquet data is damaged ({fault}). Fetch or write it again.") from error
+
+
+_BINARY = {PARQUET: _parquet}  # the first bytes of a format → its reader
 
 
 class _JsonReader:

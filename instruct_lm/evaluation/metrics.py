@@ -1,8 +1,9 @@
 """Offline metrics of one answer against its reference: exact match, chrF and ROUGE-L."""
 
 import unicodedata
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
@@ -100,3 +101,23 @@ def rouge_l(response: str, reference: str) -> float:
     also against itself.
     """
     return 100.0 * float(_rouge_scorer().score(reference, response)["rougeL"].fmeasure)
+
+
+class Metric(NamedTuple):
+    """A metric that every scored entry has, as the field of the same name in `ScoredEntry`.
+
+    Attributes:
+        label: Its name in tables.
+        compute: (response, reference) → its value: True or False, or 0 to 100, the higher the better.
+    """
+
+    label: str
+    compute: Callable[[str, str], float]
+
+
+METRICS = {
+    "exact_match": Metric("exact match", exact_match),
+    "chrf": Metric("chrF", chrf),
+    "rouge_l": Metric("ROUGE-L", rouge_l),
+}
+"""In the order of the tables."""

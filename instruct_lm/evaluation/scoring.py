@@ -16,7 +16,7 @@ from tqdm import tqdm
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
-from instruct_lm.evaluation.metrics import chrf, exact_match, rouge_l
+from instruct_lm.evaluation.metrics import METRICS
 from instruct_lm.evaluation.responses import entry_texts
 from instruct_lm.evaluation.score_file import ScoredEntry as ScoredEntry
 from instruct_lm.evaluation.score_file import score_line, scored_lines
@@ -25,7 +25,6 @@ from instruct_lm.io.files import write_text
 
 logger = logging.getLogger(__name__)
 
-OFFLINE_METRICS = ("exact_match", "chrf", "rouge_l")
 MAX_UNREACHABLE = 8  # consecutive entries that could not reach the judge, after which scoring stops
 
 
@@ -90,10 +89,10 @@ def _score_all(
         entry = todo[index]
         response, reference = entry["model_response"], entry["output"]
         # The metrics come before the question, so that nothing delays writing the reply.
-        metrics = exact_match(response, reference), chrf(response, reference), rouge_l(response, reference)
+        metrics: dict[str, Any] = {name: metric.compute(response, reference) for name, metric in METRICS.items()}
         verdict = judge.score(entry, response) if judge else Verdict(None)
-        words = verdict.raw, verdict.feedback, verdict.again
-        item = ScoredEntry(index, verdict.score, verdict.reason, *metrics, *words)
+        words: dict[str, Any] = {"raw": verdict.raw, "feedback": verdict.feedback, "again": verdict.again}
+        item = ScoredEntry(index, verdict.score, verdict.reason, **metrics, **words)
         # Unbuffered, in append mode, in one call: a kill leaves the whole line or none, and threads do not mix theirs.
         file.write(f"{score_line(mark, item)}\n".encode())
         os.fsync(file.fileno())
@@ -123,7 +122,7 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         `n`: Entries, of which `scored` have a score and `failed` have a reason instead (without a judge: neither).
         `mean`, `ci95`: Mean score and its 95% bootstrap interval [low, high] over entries; None if nothing is scored.
         `mean_failed_as_zero`: Mean over scored and failed entries.
-        `exact_match`: Share of all entries, 0-1. `chrf`, `rouge_l`: Means over all entries, 0-100.
+        `exact_match`: Share of all entries, 0-1. `chrf`, `rouge_l` and the others of `METRICS`: Means over all, 0-100.
         `judge`: The description. `failures`: Index and reason of each failed entry.
         `lowest`: Index, score and feedback of the first entry with the lowest score, if the judge gives feedback.
     """
@@ -139,7 +138,7 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
         "mean": float(np.mean(scores)) if scores else None,
         "ci95": list(bootstrap_interval(scores)) if scores else None,
         "mean_failed_as_zero": sum(scores) / asked if asked else None,
-        **{name: float(np.mean([getattr(item, name) for item in scored])) for name in OFFLINE_METRICS},
+        **{name: float(np.mean([getattr(item, name) for item in scored])) for name in METRICS},
         "judge": dict(judge_description),
         "failures": failures,
         **({"lowest": {key: getattr(lowest, key) for key in ("index", "score", "feedback")}} if lowest else {}),
@@ -149,10 +148,9 @@ def summarise(scored: Sequence[ScoredEntry], judge_description: Mapping[str, Any
 def describe_summary(summary: Mapping[str, Any]) -> str:
     """The main numbers of a summary in one to five lines of text."""
     n = summary["n"]
-    lines = [
-        f"{n} answers: exact match {round(summary['exact_match'] * n)} of {n}, chrF {summary['chrf']:.1f}, "
-        f"ROUGE-L {summary['rouge_l']:.1f}"
-    ]
+    means = {metric.label: f"{summary[name]:.1f}" for name, metric in METRICS.items()}
+    means[METRICS["exact_match"].label] = f"{round(summary['exact_match'] * n)} of {n}"
+    lines = [f"{n} answers: {', '.join(f'{label} {mean}' for label, mean in means.items())}"]
     if "ended" in summary:
         lines.append(f"answers ended by the model: {summary['ended']:.0%}, {summary['mean_tokens']:.1f} tokens each")
     if summary["mean"] is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lm.evaluation.scoring import OFFLINE_METRICS
+from instruct_lm.evaluation.metrics import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def record_evaluation(run: Path, split: str, step: int, scores: np.ndarray, summ
         split: Prefix of the tags: `test/score` is the mean, `test/scores` the histogram.
         step: Optimizer step of the evaluated weights.
         scores: (n,) float, 0-100; NaN where there is no score.
-        summary: With `exact_match`, `chrf` and `rouge_l`, as `summarise` returns them.
+        summary: With the names in `METRICS`, as `summarise` returns them.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -35,5 +35,5 @@ def record_evaluation(run: Path, split: str, step: int, scores: np.ndarray, summ
         if (scores := scores[~np.isnan(scores)]).size:
             writer.add_histogram(f"{split}/scores", scores, step, bins=np.linspace(0, 100, 21))
             writer.add_scalar(f"{split}/score", scores.mean(), step)
-        for name in OFFLINE_METRICS:
+        for name in METRICS:
             writer.add_scalar(f"{split}/{name}", summary[name], step)

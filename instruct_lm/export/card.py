@@ -11,6 +11,7 @@ import yaml
 
 from instruct_lm.config import ExportConfig, TrainConfig
 from instruct_lm.data.conversation import Turn
+from instruct_lm.evaluation.metrics import METRICS
 from instruct_lm.export.chat_templates import end_text
 from instruct_lm.io.records import read_record
 from instruct_lm.io.run_files import MADE_FROM, SUMMARY
@@ -20,7 +21,8 @@ from instruct_lm.respond import Responder
 
 PROJECT = "Instruct-LM"
 _LIBRARIES = {"hf": "transformers", "peft": "peft", "gguf": "gguf", "ollama": "gguf"}
-_METRICS = {"mean": "judge, 0 to 100", "exact_match": "exact match, share", "chrf": "chrF", "rouge_l": "ROUGE-L"}
+_METRICS = {"mean": "judge, 0 to 100"} | {name: metric.label for name, metric in METRICS.items()}
+_METRICS |= {"exact_match": "exact match, share"}
 _MISSING = "not recorded"
 
 Run = tuple[Path, TrainConfig]

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from instruct_lm.commands.check_config import all_keys
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError, RunError
-from instruct_lm.io.conf_files import CONF
+from instruct_lm.io.conf_files import CONF, choices
 from tests.run_commands import Main, commands
 
 ROOT = CONF.parent
@@ -283,4 +283,4 @@ def test_shell_completion_offers_choices() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "-sc", "query=bash"], capture_output=True, text=True, env=env
     )
-    assert done.stdout.split() == ["prompt=alpaca", "prompt=chatml", "prompt=phi3", "prompt=template"]
+    assert done.stdout.split() == [f"prompt={name}" for name in choices("prompt")]

@@ -17,7 +17,7 @@ from instruct_lm.evaluation.judges.base import Judge, JudgeError, Verdict
 from instruct_lm.evaluation.judges.llamacpp import LlamaCppJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
-from instruct_lm.evaluation.metrics import chrf, rouge_l
+from instruct_lm.evaluation.metrics import METRICS, chrf, rouge_l
 from instruct_lm.evaluation.score_file import read_scores
 from instruct_lm.evaluation.scoring import (
     ScoredEntry,
@@ -82,11 +82,11 @@ def test_every_entry_becomes_a_line_and_an_item_in_order(tmp_path):
     with JudgeServer(honest) as server:
         scored = score_responses(responses(20), judge_of(server), path)
     assert [(item.index, item.score) for item in scored] == [(i, score_of(i)) for i in range(20)]
-    assert scored[3] == ScoredEntry(
-        3, 10, None, False, chrf("answer-3", "6."), rouge_l("answer-3", "6."), raw='{"score": 10}'
-    )
+    values = {name: metric.compute("answer-3", "6.") for name, metric in METRICS.items()}
+    assert (values["chrf"], values["rouge_l"]) == (chrf("answer-3", "6."), rouge_l("answer-3", "6."))
+    assert scored[3] == ScoredEntry(3, 10, None, **values, raw='{"score": 10}')
     assert {line["index"]: line["score"] for line in lines(path)} == {i: score_of(i) for i in range(20)}
-    names = {"index", "score", "reason", "exact_match", "chrf", "rouge_l", "raw", "feedback", "again"}
+    names = {"index", "score", "reason", *METRICS, "raw", "feedback", "again"}
     assert lines(path)[0].keys() == {"fingerprint", "check", *names}
 
 
@@ -241,7 +241,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.evaluation.test_scoring import *
-scoring.chrf = scoring.rouge_l = metric
+for name in ("chrf", "rouge_l"):
+    METRICS[name] = METRICS[name]._replace(compute=metric)
 judge = OpenAIJudge("m", format_prompt=format_prompt, base_url=sys.argv[1], api_key_env=None)
 score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4)
 """
@@ -249,8 +250,8 @@ score_responses(responses(40), judge, Path(sys.argv[2]), concurrency=4)
 
 @pytest.mark.slow
 def test_an_evaluation_killed_ten_times_goes_on_to_the_same_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "chrf", metric)
-    monkeypatch.setattr(scoring, "rouge_l", metric)
+    for name in ("chrf", "rouge_l"):
+        monkeypatch.setitem(METRICS, name, METRICS[name]._replace(compute=metric))
     path = tmp_path / "scores.jsonl"
     limit, allowed, held = 0, threading.Semaphore(0), threading.Semaphore(0)
 

@@ -1,5 +1,6 @@
 """The judge of a configuration."""
 
+from collections.abc import Callable
 from typing import Any
 
 from instruct_lm.evaluation.judges.base import Judge
@@ -8,14 +9,20 @@ from instruct_lm.evaluation.judges.ollama import OllamaJudge
 from instruct_lm.evaluation.judges.openai import OpenAIJudge
 from instruct_lm.evaluation.judges.reference import ReferenceJudge
 
-MODELS = {"ollama": OllamaJudge, "openai": OpenAIJudge, "llamacpp": LlamaCppJudge}
+JUDGES: dict[str, Callable[..., Judge]] = {
+    "reference": ReferenceJudge,
+    "ollama": OllamaJudge,
+    "openai": OpenAIJudge,
+    "llamacpp": LlamaCppJudge,
+}
+"""The names in `JudgeConfig.kind`, without `none`."""
 
 
 def make_judge(kind: str, **options: Any) -> Judge | None:
     """Make the judge of a configuration, which `config.py` has checked.
 
     Args:
-        kind: `reference`, `ollama`, `openai`, `llamacpp` or `none`.
+        kind: A name in `JUDGES`, or `none`.
         **options: Fields of `OpenAIJudge`, such as `model`, `format_prompt` and `timeout`; unused by `reference`.
 
     Returns:
@@ -24,8 +31,4 @@ def make_judge(kind: str, **options: Any) -> Judge | None:
     Raises:
         InputError: A value that the judge cannot use.
     """
-    if kind == "none":
-        return None
-    if kind == "reference":
-        return ReferenceJudge()
-    return MODELS[kind](**options)
+    return None if kind == "none" else JUDGES[kind](**options)

@@ -8,7 +8,14 @@ from instruct_lm.evaluation.metrics import chrf, exact_match
 
 
 class ReferenceJudge(Judge):
-    """Scores with the mean of exact match (0 or 100) and sentence chrF (0-100)."""
+    """Scores with the mean of exact match (0 or 100) and sentence chrF (0-100).
+
+    Args:
+        **options: What other judges need, unused.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        pass
 
     def describe(self) -> dict[str, Any]:
         """The kind and the formula."""
