@@ -41,35 +41,36 @@ class ComparedEntry:
         number: Its place in the responses, from 1.
         example: The entry.
         answers: In the order of the settings; equal texts are one answer.
+        spread: Largest minus smallest mean over the seeds of a trained setting (of any, if fewer than two are trained);
+            0 if there are none.
     """
 
     number: int
     example: Conversation
     answers: Sequence[SharedAnswer]
+    spread: float = 0.0
 
     @property
     def scores(self) -> list[float]:
         """All known scores."""
         return [score for answer in self.answers for score in answer.scores if not np.isnan(score)]
 
-    @property
-    def spread(self) -> float:
-        """Largest minus smallest score; 0 if there are none."""
-        return max(self.scores, default=0.0) - min(self.scores, default=0.0)
-
 
 def side_by_side(comparison: Comparison) -> list[ComparedEntry]:
     """The entries of the first setting, in their order, with the answers of all settings that have the same entries."""
     examples, metric = comparison.runs[0].examples, comparison.headline
     settings = [(i, s) for i, s in enumerate(comparison.settings) if s.runs[0].examples == examples]
+    trained = [setting for _, setting in settings if setting.trained]
+    judged = trained if len(trained) > 1 else [setting for _, setting in settings]
+    means = [_seed_means(setting.values(metric)) for setting in judged]
     return [
-        ComparedEntry(index + 1, example, _shared_answers(index, settings, metric))
-        for index, example in enumerate(examples)
+        ComparedEntry(index + 1, example, _shared_answers(index, settings, metric), _spread(of_entry))
+        for index, (example, of_entry) in enumerate(zip(examples, np.transpose(means), strict=True))
     ]
 
 
 def by_disagreement(entries: Sequence[ComparedEntry]) -> list[ComparedEntry]:
-    """The entries with the largest spread of scores first."""
+    """The entries on which the settings disagree most first."""
     return sorted(entries, key=lambda entry: -entry.spread)
 
 
@@ -77,6 +78,18 @@ def evenly(entries: Sequence[ComparedEntry], count: int) -> list[ComparedEntry]:
     """At most `count` entries, evenly spaced over the set, whatever their answers."""
     places = np.linspace(0, len(entries) - 1, min(count, len(entries))).round().astype(int)
     return [entries[place] for place in places]
+
+
+def _seed_means(values: np.ndarray) -> np.ndarray:
+    """(n,) means of (k, n) over the seeds that have a score; NaN where none has."""
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+def _spread(means: np.ndarray) -> float:
+    known = means[~np.isnan(means)]
+    return float(np.ptp(known)) if known.size else 0.0
 
 
 def _shared_answers(index: int, settings: Sequence[tuple[int, Setting]], metric: str) -> list[SharedAnswer]:
