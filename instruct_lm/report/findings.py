@@ -6,19 +6,20 @@ import numpy as np
 
 from instruct_lm.report.comparison import Comparison, Contrast, p_text
 from instruct_lm.report.evaluations import Evaluation
-from instruct_lm.report.settings import Setting, words
+from instruct_lm.report.settings import Setting, differing, words
 
 _NEAR, _MOST = 5, 0.9  # a score within 5 of 0 or 100; the share of them that leaves no room for differences
 
 
 def title(comparison: Comparison) -> str:
     """`gpt2-medium on instruction: untuned, tuned`, or the keys that differ where there are many settings."""
-    names, what = [setting.name for setting in comparison.settings], ""
+    names = [setting.name for setting in comparison.settings]
     if len(names) < 4:
         what = ", ".join(names)
     else:
         trained = [setting for setting in comparison.settings if setting.trained]
-        varied = ", ".join(words(key) for key in comparison.keys if key != "seed")
+        keys = differing([run for setting in trained for run in setting.runs])
+        varied = ", ".join(words(key) for key in keys if key != "seed")
         what = f"{len(trained)} settings of {varied}" if varied and trained else f"{len(names)} settings"
     subject = " on ".join(filter(None, [_models(comparison.runs), _data(comparison.runs)]))
     return f"{subject}: {what}" if subject else what
@@ -65,17 +66,17 @@ def summary(contrasts: Sequence[Contrast]) -> str:
     found = [contrast for contrast in contrasts if contrast.significant]
     others = sorted((c for c in contrasts if not c.significant), key=lambda c: c.found.mean)
     if not found:
-        least, largest = min(c.p_value for c in others), max(others, key=lambda c: abs(c.found.mean))
-        span = f"{_sized(others[0])} to {_sized(others[-1])}, smallest {p_text(least)}{first.adjusted}"
-        needed = largest.needed.replace("show it", "show the largest")
-        return f"{first.evidence} show no difference between {base} and {k} other settings: {span}.{needed}{note}"
+        span = f"{_sized(others[0])} to {_sized(others[-1])}"
+        least = p_text(min(contrast.p_value for contrast in others)) + first.adjusted
+        shown = f"that {first.evidence} can show: {span}, smallest {least}"
+        return f"No difference between {base} and {k} other settings {shown}.{note}"
     if not others and len({contrast.verdict for contrast in found}) == 1:
         amounts = sorted(abs(contrast.found.mean) for contrast in found)
         by = f"by {amounts[0]:.1f} to {amounts[-1]:.1f}{first.unit}"
         each = f"each {_at_most(max(contrast.p_value for contrast in found))}{first.adjusted}"
         return f"All {k} settings are {first.verdict} than {base}, {by}, {each}.{note}"
     told = "; ".join(f"{c.setting.name} is {c.verdict} by {c.amount}, {p_text(c.p_value)}" for c in found)
-    rest = f" {first.evidence} show no difference for the other {len(others)}." if others else ""
+    rest = f" For the other {len(others)}, no difference that {first.evidence} can show." if others else ""
     return f"{len(found)} of {k} settings differ from {base}{first.adjusted}: {told}.{rest}{note}"
 
 

@@ -17,7 +17,7 @@ class SharedAnswer:
 
     Attributes:
         text: The answer.
-        by: Names of the settings that gave it, or of the runs where not all of a setting's did.
+        by: Names of the settings that gave it, with the seeds where not all of a setting's did.
         scores: One per evaluation; NaN where there is no score.
         setting: Number of the first one's setting, from 0.
     """
@@ -94,14 +94,16 @@ def _spread(means: np.ndarray) -> float:
 
 def _shared_answers(index: int, settings: Sequence[tuple[int, Setting]], metric: str) -> list[SharedAnswer]:
     """The different answers to the entry with this index."""
-    given: dict[str, list[tuple[str, float, int]]] = defaultdict(list)  # answer → (by, score, number of the setting)
+    given: dict[str, list[tuple[int, Setting, int | None, float]]] = defaultdict(list)  # answer → by whom, and its score
     for number, setting in settings:
-        alike = len({run.answers[index] for run in setting.runs}) == 1
-        for run in setting.runs:
-            by = setting.name if alike else run.name
-            given[run.answers[index]].append((by, float(run.values[metric][index]), number))
+        for run, seed in zip(setting.runs, setting.seeds, strict=True):
+            given[run.answers[index]].append((number, setting, seed, float(run.values[metric][index])))
     answers = []
     for text, givers in given.items():
-        names, scores, numbers = zip(*givers, strict=True)
-        answers.append(SharedAnswer(text, "; ".join(dict.fromkeys(names)), scores, numbers[0]))
+        seeds: dict[str, list[str]] = defaultdict(list)
+        for _, setting, seed, _ in givers:
+            seeds[setting.name].append(str(seed))
+        all_of = {setting.name for _, setting, _, _ in givers if len(seeds[setting.name]) == len(setting.runs)}
+        by = [name if name in all_of else f"{name} (seed {', '.join(some)})" for name, some in seeds.items()]
+        answers.append(SharedAnswer(text, "; ".join(by), [score for *_, score in givers], givers[0][0]))
     return answers
