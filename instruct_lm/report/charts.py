@@ -118,7 +118,7 @@ def standalone(svg: str) -> str:
     return f'{tag}><style>{css}</style><rect width="100%" height="100%" fill="var(--ground)"/>{content}\n'
 
 
-def clipped(name: str, at_most: int = 38) -> str:
+def clipped(name: str, at_most: int) -> str:
     """A name of at most this many characters."""
     return name if len(name) <= at_most else f"{name[: at_most - 1]}…"
 

@@ -133,7 +133,8 @@ def _unique(names: Sequence[str], groups: Sequence[Sequence[Evaluation]]) -> lis
         alike[name].append(members[0])
     unique, taken = [], Counter[str]()
     for name, members in zip(names, groups, strict=True):
-        keys = [key for key in differing(alike[name]) if key in members[0].settings and key != "seed"]
+        keys = [key for key in differing(alike[name]) if key in members[0].settings]
+        keys = [key for key in keys if key != "seed" or len(members) == 1]
         name = ", ".join(filter(None, [name, _values_text(members[0], keys)]))
         taken[name] += 1
         unique.append(name if taken[name] == 1 else f"{name} ({taken[name]})")

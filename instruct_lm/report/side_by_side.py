@@ -94,7 +94,8 @@ def _spread(means: np.ndarray) -> float:
 
 def _shared_answers(index: int, settings: Sequence[tuple[int, Setting]], metric: str) -> list[SharedAnswer]:
     """The different answers to the entry with this index."""
-    given: dict[str, list[tuple[int, Setting, int | None, float]]] = defaultdict(list)  # answer → by whom, and its score
+    # answer → (number of the setting, the setting, seed, score) of each that gave it
+    given: dict[str, list[tuple[int, Setting, int | None, float]]] = defaultdict(list)
     for number, setting in settings:
         for run, seed in zip(setting.runs, setting.seeds, strict=True):
             given[run.answers[index]].append((number, setting, seed, float(run.values[metric][index])))

@@ -71,7 +71,8 @@ def test_runs_are_paired_by_seed_only_where_both_sides_have_the_same(
     monkeypatch.setattr(comparison, "paired_difference", lambda first, second, same_seeds: told.append(same_seeds))
     runs = [SimpleNamespace(examples=[], summary={"judge": "a"})]
     tuned, base = (
-        SimpleNamespace(runs=runs, seeds=each, values=lambda metric, places: np.ones((2, 4))) for each in ((1, 2), seeds)
+        SimpleNamespace(runs=runs, seeds=each, values=lambda metric, places: np.ones((2, 4)))
+        for each in ((1, 2), seeds)
     )
     comparison._differences(tuned, base)  # type: ignore[arg-type]
     assert set(told) == {same}
