@@ -600,11 +600,11 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\| .*\|$", table.split("## Differences")[0], re.M)}
     assert [name for name in rows if not set(name) <= {"-", " "}][1:] == [
         "untuned",
-        "prompt_loss_weight=0",
-        "prompt_loss_weight=1",
+        "prompt weight=0",
+        "prompt weight=1",
     ]
     for name, run in (
-        ("prompt_loss_weight=0", first / "evaluation/test"),
+        ("prompt weight=0", first / "evaluation/test"),
         ("untuned", first / "evaluation/test-untuned"),
     ):
         scores = [json.loads(line)["score"] for line in (run / "scores.jsonl").read_text().splitlines()]

@@ -37,11 +37,12 @@ def write_report(
         md: File for tables and answers as Markdown.
         svg: File for the chart of mean scores and differences.
         baselines: Names of the settings that the others are compared with; none: see `compare`.
-        title: Of page and Markdown; empty: made from the names of the settings.
+        title: Of page and Markdown; empty: made from model, data and settings.
 
     Raises:
         InputError: A run is missing, damaged or not evaluated, a baseline is unknown, or a file cannot be written.
     """
+    from instruct_lm.report import findings
     from instruct_lm.report.comparison import compare
     from instruct_lm.report.evaluations import NotEvaluatedError, collect
     from instruct_lm.report.text import markdown_report, terminal
@@ -60,8 +61,7 @@ def write_report(
         commands = "\n".join(f"  {command('evaluate.py', run=run)}" for run in waiting)
         print(visible(f"Left out, since they are not evaluated yet:\n{commands}"), file=sys.stderr)
     print(visible(terminal(comparison, shutil.get_terminal_size().columns)))
-    names = [setting.name for setting in comparison.settings]
-    title = title or f"Evaluation of {', '.join(names) if len(names) < 4 else f'{len(names)} settings'}"
+    title = title or findings.title(comparison)
     if html or svg:
         from instruct_lm.report import page  # imports Matplotlib
     if html:

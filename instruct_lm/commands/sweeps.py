@@ -250,7 +250,6 @@ def compare_runs(sweep: Path) -> None:
         config = load_run_config(run)
         settings = attrgetter("model", "prompt", "generation", "device.precision", "data.source", *SPLIT_KEYS)(config)
         first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
-    names = [UNTUNED if len(first) == 1 else f"{UNTUNED} of {run.name}" for run in first.values()]
-    untuned = [f"{name}={evaluate_run(run, UNTUNED)}" for name, run in zip(names, first.values(), strict=True)]
+    untuned = [str(evaluate_run(run, UNTUNED)) for run in first.values()]
     page = sweep / "report.html"
     report.write_report([*untuned, str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))

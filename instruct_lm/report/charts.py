@@ -17,7 +17,8 @@ from instruct_lm.report.text import TEMPLATES
 
 _STYLE = ("default", TEMPLATES / "charts.mplstyle")  # "default": without the user's own matplotlibrc
 N_COLOURS = 8
-WIDTH, HEIGHT, ROW = 360, 210, 34  # CSS pixels: a phone's width, a chart's height, a row of an interval chart
+WIDTH, WIDE = 360, 860  # CSS pixels: a phone's width, a screen's
+HEIGHT, ROW = 210, 34  # of a chart, of a row of an interval chart
 # Matplotlib draws with the placeholder #0100NN for variable NN of this list; `charts.mplstyle` uses them too.
 _VARIABLES = [*(f"c{i}" for i in range(N_COLOURS)), "ink", "muted", "line"]
 
@@ -29,21 +30,25 @@ Row = tuple[str, tuple[float, float, float], str, int]
 
 
 class Intervals(NamedTuple):
-    """An interval chart: a dot with its interval per row and, with `zero`, a line where there is no difference."""
+    """An interval chart: a dot with its interval per row and, with `zero`, a line where there is no difference.
+
+    Charts in one picture may share their `x_limits`.
+    """
 
     title: str
     rows: Sequence[Row]
     x_label: str
     zero: bool = False
+    x_limits: tuple[float, float] | None = None
 
 
-def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> str:
+def line_chart(title: str, curves: Sequence[Curve], x_label: str, width: int = WIDTH) -> str:
     """SVG of curves over the same axes; the vertical one is logarithmic if values differ by more than a factor of 2.
 
     The name of a curve is shown when the mouse points at it. From number `N_COLOURS` on, curves are dashed.
     """
     with style.context(_STYLE):
-        figure = _figure(HEIGHT)
+        figure = _figure(HEIGHT, width)
         axes = figure.subplots()
         for name, points, number in curves:
             x, y = zip(*points, strict=True)
@@ -56,7 +61,7 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> str:
             axes.set_yscale("log", subs=[])
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=ticks))
             axes.yaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel=x_label, ylabel="loss")
+        axes.set(xlabel=x_label, ylabel="loss per token")
         return _svg(figure, title)
 
 
@@ -71,12 +76,14 @@ def histogram(title: str, shares: np.ndarray, number: int, x_label: str, top: fl
         top: Largest share on the axis, the same for histograms side by side.
     """
     with style.context(_STYLE):
-        figure = _figure(150)
+        figure = _figure(150, WIDTH)
         axes = figure.subplots()
         for low, share in zip(range(0, 100, 10), shares, strict=True):
             axes.bar(low + 5, share, width=9, color=_colour(number), gid=f"tip: {low} to {low + 10}: {share:.0%}")
         axes.yaxis.set_major_formatter("{x:.0%}")
-        axes.set(xlabel=x_label, ylabel="share", xlim=(0, 100), ylim=(0, 1.05 * top), xticks=range(0, 101, 20))
+        axes.set(
+            xlabel=x_label, ylabel="share of entries", xlim=(0, 100), ylim=(0, 1.05 * top), xticks=range(0, 101, 20)
+        )
         return _svg(figure, title)
 
 
@@ -85,21 +92,21 @@ def bin_shares(values: np.ndarray) -> np.ndarray:
     return np.histogram(values, bins=10, range=(0, 100))[0] / max(1, len(values))
 
 
-def interval_charts(charts: Sequence[Intervals]) -> str:
+def interval_charts(charts: Sequence[Intervals], width: int = WIDTH) -> str:
     """SVG of interval charts, one below the other."""
     heights = [ROW * len(chart.rows) + 40 for chart in charts]
     with style.context(_STYLE):
-        figure = _figure(sum(heights))
+        figure = _figure(sum(heights), width)
         stacked = figure.subplots(len(charts), squeeze=False, height_ratios=heights)[:, 0]
         for axes, chart in zip(stacked, charts, strict=True):
             for y, (name, (mean, low, high), numbers, number) in enumerate(chart.rows):
                 axes.plot([low, high], [y, y], color=_colour(number), linewidth=2)
                 axes.plot(mean, y, "o", color=_colour(number), markersize=8)
-                for x, text, side in ((0, clipped(name), "left"), (1, numbers, "right")):
+                for x, text, side in ((0, clipped(name, width // 10), "left"), (1, numbers, "right")):
                     axes.text(x, y - 0.3, text, ha=side, transform=axes.get_yaxis_transform())
             if chart.zero:
                 axes.axvline(0, color=rcParams["axes.labelcolor"], linestyle="--")
-            axes.set(xlabel=chart.x_label, ylim=(len(chart.rows) - 0.6, -0.8), yticks=[])
+            axes.set(xlabel=chart.x_label, ylim=(len(chart.rows) - 0.6, -0.8), yticks=[], xlim=chart.x_limits)
             axes.spines.left.set_visible(False)
         return _svg(figure, "; ".join(chart.title for chart in charts))
 
@@ -111,7 +118,7 @@ def standalone(svg: str) -> str:
     return f'{tag}><style>{css}</style><rect width="100%" height="100%" fill="var(--ground)"/>{content}\n'
 
 
-def clipped(name: str, at_most: int = 38) -> str:
+def clipped(name: str, at_most: int) -> str:
     """A name of at most this many characters."""
     return name if len(name) <= at_most else f"{name[: at_most - 1]}…"
 
@@ -122,8 +129,8 @@ def thin(points: Sequence[tuple[float, float]], at_most: int = 100) -> list[tupl
     return [tuple(np.mean(points[i : i + size], axis=0).tolist()) for i in range(0, len(points), size)]
 
 
-def _figure(height: int) -> Figure:
-    return Figure(figsize=(WIDTH / 72, height / 72))
+def _figure(height: int, width: int) -> Figure:
+    return Figure(figsize=(width / 72, height / 72))
 
 
 def _colour(number: int) -> str:
@@ -132,12 +139,12 @@ def _colour(number: int) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an SVG element with a name, the page's colours, and ids that no chart of another title has."""
+    """The figure as an SVG element with a name, the page's colours, and ids that no other title or width has."""
     file = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts have what Matplotlib's own lacks
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    prefix = f"{zlib.crc32(title.encode()):08x}-"
+    prefix = f"{zlib.crc32(f'{title}{figure.get_figwidth()}'.encode()):08x}-"
 
     def adapt(tag: re.Match[str]) -> str:
         if tip := re.fullmatch(r"""<g id=(["'])tip: (.*)\1>""", tag[0]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import Difference, holm, paired_difference
 from instruct_lm.io.sweep_files import Unfinished
 from instruct_lm.report.evaluations import METRICS, Evaluation
+from instruct_lm.report.lengths import thirds
 from instruct_lm.report.settings import Setting, differing, group
 
 LEVEL = 0.05  # of significance
@@ -49,16 +51,83 @@ class Contrast:
         name, base = self.setting.name, self.baseline.name
         if not self.differences:
             return f"{name} and {base} answered different entries: their scores cannot be paired."
-        found = self.differences[self.metric]
-        unit = "" if self.metric == "score" else " in chrF"
-        chance = p_text(self.p_value) + (f" (Holm, {self.comparisons} comparisons)" if self.comparisons > 1 else "")
-        note = "" if _same_judge(self.setting, self.baseline) else " Their judges differ: the scores are not compared."
+        chance = p_text(self.p_value) + self.adjusted
         if self.significant:
-            better, size = "better" if found.mean > 0 else "worse", f"{abs(found.mean):.1f} ± {found.margin:.1f}"
-            return f"{name} is {better} than {base} by {size}{unit}, {chance}.{note}"
-        n = f"{found.entries} entries" + (f" and {max(found.seeds)} seeds" if max(found.seeds) > 1 else "")
-        size = f"{signed(found.mean)} ± {found.margin:.1f}"
-        return f"{name} against {base}: no difference that {n} can show: {size}{unit}, {chance}.{_needed(found)}{note}"
+            return f"{name} is {self.verdict} than {base} by {self.amount}, {chance}.{self.note}"
+        shown = f"no difference that {self.evidence} can show: {self.size}, {chance}"
+        return f"{name} against {base}: {shown}.{self.needed}{self.note}"
+
+    @property
+    def found(self) -> Difference:
+        """The difference in `metric`."""
+        return self.differences[self.metric]
+
+    @property
+    def unit(self) -> str:
+        """Of sizes in sentences."""
+        return "" if self.metric == "score" else " in chrF"
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse`."""
+        return "better" if self.found.mean > 0 else "worse"
+
+    @property
+    def size(self) -> str:
+        """`−1.0 ± 3.7`."""
+        return f"{signed(self.found.mean)} ± {self.found.margin:.1f}{self.unit}"
+
+    @property
+    def amount(self) -> str:
+        """`1.0 ± 3.7`, beside a verdict."""
+        return f"{abs(self.found.mean):.1f} ± {self.found.margin:.1f}{self.unit}"
+
+    @property
+    def adjusted(self) -> str:
+        """How many comparisons the p-value counts, in brackets; empty for one."""
+        return f" (Holm, {self.comparisons} comparisons)" if self.comparisons > 1 else ""
+
+    @property
+    def evidence(self) -> str:
+        """`110 entries and 3 seeds`."""
+        seeds = max(self.found.seeds)
+        return f"{self.found.entries} entries" + (f" and {seeds} seeds" if seeds > 1 else "")
+
+    @property
+    def needed(self) -> str:
+        """A sentence on what would show the difference; empty where there is none."""
+        if (count := self.found.entries_needed) is None:
+            return ""
+        enough = count <= self.found.entries
+        return f" To show it, {'more seeds' if enough else f'about {count:,} entries'} would be needed."
+
+    @property
+    def note(self) -> str:
+        """A sentence where the judges differ."""
+        same = _same_judge(self.setting, self.baseline)
+        return "" if same else " Their judges differ: the scores are not compared."
+
+
+@dataclass(frozen=True)
+class Third:
+    """A third of the entries, by the ratio of response length to prompt length.
+
+    Attributes:
+        low: Smallest ratio.
+        high: Largest ratio.
+        places: The entries.
+        contrasts: Of the settings in question, over these entries; p-values adjusted for those of all thirds.
+    """
+
+    low: float
+    high: float
+    places: Sequence[int]
+    contrasts: Sequence[Contrast]
+
+    @property
+    def name(self) -> str:
+        """`ratio 0.06 to 0.45`."""
+        return f"ratio {self.low:.2f} to {self.high:.2f}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +158,25 @@ class Comparison:
         return {one.baseline.name: [other for other in paired if other.baseline is one.baseline] for one in paired}
 
     @property
+    def question(self) -> Sequence[Contrast]:
+        """The contrasts that the settings are about: between trained settings, else those with the first baseline."""
+        trained = (
+            [contrast for contrast in paired if contrast.setting.trained and contrast.baseline.trained]
+            for paired in self.paired.values()
+        )
+        return next(filter(None, trained), next(iter(self.paired.values()), []))
+
+    @cached_property
+    def thirds(self) -> list[Third]:
+        """The entries of the question by length ratio, the smallest first; empty if they are few."""
+        if not self.question:
+            return []
+        baseline, parts = self.question[0].baseline, thirds(self.question[0].baseline.runs[0].examples)
+        settings = [contrast.setting for contrast in self.question]
+        contrasts = _against(baseline, settings, [part.places for part in parts])
+        return [Third(*part, found) for part, found in zip(parts, contrasts, strict=True)]
+
+    @property
     def headline(self) -> str:
         """The metric to show first: `score`, or `chrf` where there is no judge."""
         return "chrf" if all(np.isnan(run.values["score"]).all() for run in self.runs) else "score"
@@ -108,18 +196,18 @@ def compare(
         InputError: A baseline of an unknown name.
     """
     keys = differing(evaluations)
-    settings = group(evaluations, keys)
+    settings = group(evaluations)
     named = {setting.name: setting for setting in settings}
     for name in baselines:
         if name not in named:
             raise InputError(f"--baseline {name}: there is no such setting. Choose one of: {'; '.join(named)}.")
     chosen = [named[name] for name in dict.fromkeys(baselines)] or settings[:1]
-    trained = [setting for setting in settings if setting.runs[0].run]
+    trained = [setting for setting in settings if setting.trained]
     if not baselines and settings[0] not in trained and len(trained) > 1:
         chosen.append(trained[0])
     contrasts = []
     for i, baseline in enumerate(chosen):
-        contrasts += _against(baseline, [setting for setting in settings if setting not in chosen[: i + 1]])
+        contrasts += _against(baseline, [setting for setting in settings if setting not in chosen[: i + 1]])[0]
     return Comparison(settings, keys, contrasts, unfinished)
 
 
@@ -135,23 +223,28 @@ def p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{digits}f}"
 
 
-def _against(baseline: Setting, settings: Sequence[Setting]) -> list[Contrast]:
-    """The contrasts with one baseline, their p-values adjusted for their number."""
-    contrasts = [Contrast(setting, baseline, _differences(setting, baseline)) for setting in settings]
-    paired = [contrast for contrast in contrasts if contrast.differences]
-    p_values = holm([contrast.differences[contrast.metric].p_value for contrast in paired])
+def _against(
+    baseline: Setting, settings: Sequence[Setting], parts: Sequence[Sequence[int] | None] = (None,)
+) -> list[list[Contrast]]:
+    """For each part of the entries (None: all) the contrasts with one baseline, p-values adjusted for their number."""
+    contrasts = [
+        [Contrast(setting, baseline, _differences(setting, baseline, places)) for setting in settings]
+        for places in parts
+    ]
+    paired = [contrast for part in contrasts for contrast in part if contrast.differences]
+    p_values = holm([contrast.found.p_value for contrast in paired])
     for contrast, p_value in zip(paired, p_values, strict=True):
         contrast.p_value, contrast.comparisons = p_value, len(paired)
     return contrasts
 
 
-def _differences(setting: Setting, baseline: Setting) -> dict[str, Difference]:
+def _differences(setting: Setting, baseline: Setting, places: Sequence[int] | None = None) -> dict[str, Difference]:
     """Metric → difference over the same entries, of the metrics that some entry has on both sides."""
     differences: dict[str, Difference] = {}
     if setting.runs[0].examples != baseline.runs[0].examples:
         return differences
     for metric in METRICS if _same_judge(setting, baseline) else METRICS[1:]:
-        first, second = setting.values(metric), baseline.values(metric)
+        first, second = setting.values(metric, places), baseline.values(metric, places)
         if not np.isnan(np.concatenate([first, second])).any(axis=0).all():
             differences[metric] = paired_difference(first, second, setting.seeds == baseline.seeds)
     return differences
@@ -159,10 +252,3 @@ def _differences(setting: Setting, baseline: Setting) -> dict[str, Difference]:
 
 def _same_judge(setting: Setting, baseline: Setting) -> bool:
     return bool(setting.runs[0].summary["judge"] == baseline.runs[0].summary["judge"])
-
-
-def _needed(found: Difference) -> str:
-    if found.entries_needed is None:
-        return ""
-    enough = found.entries_needed <= found.entries
-    return f" To show it, {'more seeds' if enough else f'about {found.entries_needed:,} entries'} would be needed."

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Evaluation:
         config: Of the run, or of the untuned model, with the judge and the evaluation's own options.
         settings: Dotted key → value of everything in it that decides the result.
         training: The run's own `summary.json`; empty without a run.
+        day: On which it was scored, such as 2026-01-31; empty if unknown.
     """
 
     name: str
@@ -71,6 +73,12 @@ class Evaluation:
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
     training: Mapping[str, Any]
+    day: str = ""
+
+    @property
+    def precision(self) -> str | None:
+        """In which the model answered; None for answers of unknown origin. Before it was written down, it was fp32."""
+        return self.summary.get("precision") or ("32-true" if "model" in self.summary else None)
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
@@ -173,7 +181,8 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
     made_by = made_by_of(folder / RESPONSES)
     checkpoint = _read(folder / ".hydra" / "evaluate" / "config.yaml").get("checkpoint")
     run = None if checkpoint == UNTUNED else _find_run(folder, summary)
-    made_by.pop("files", None)
+    for key in ("files", "precision"):  # the first is no setting, the second stands in the summary and tells none apart
+        made_by.pop(key, None)
     config = made_by | (_read(run / CONFIG_FILE) if run else {})
     # An evaluation has its own split and generation options, whatever its run's configuration says.
     config |= {key: made_by[key] for key in ("generation", "split") if key in made_by}
@@ -189,6 +198,7 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
         config=config,
         settings={key: value for key, value in flatten(config).items() if key not in _IRRELEVANT},
         training=(read_record(run / SUMMARY) or {}) if run else {},
+        day=date.fromtimestamp((folder / SUMMARY).stat().st_mtime).isoformat(),
     )
 
 
@@ -205,10 +215,12 @@ def _evaluation_folder(path: Path) -> Path | None:
 
 
 def _folder_name(folder: Path) -> str:
-    """`outputs/demo/evaluation/test` → `demo`, `…/test-last` → `demo test-last`, other folders by their own name."""
+    """`outputs/demo/evaluation/test` → `demo`, `…/test-last` → `demo test-last`, `…/test-untuned` → `untuned`."""
     folder = folder.resolve()
     if folder.parent.name != "evaluation":
         return folder.name
+    if folder.name == f"test-{UNTUNED}":
+        return UNTUNED
     return folder.parents[1].name if folder.name == "test" else f"{folder.parents[1].name} {folder.name}"
 
 

@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from instruct_lm.report import charts
-from instruct_lm.report.comparison import Comparison
+from instruct_lm.report.comparison import Comparison, Contrast
 from instruct_lm.report.evaluations import CURVES
 from instruct_lm.report.tables import LABELS, difference_text, interval_text
 from instruct_lm.report.text import TEMPLATES, content, template
@@ -17,11 +19,15 @@ _CURVE_TITLES = ("Training loss", "Validation loss", "Validation loss of the res
 def render(comparison: Comparison, title: str) -> str:
     """The page. All texts of entries, answers and names are escaped, and its policy runs no script but its own."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    intervals = [_scores(comparison), *(_differences(comparison, baseline) for baseline in comparison.paired)]
+    question = comparison.question
+    others = [paired for paired in comparison.paired.values() if paired != question]
+    below = [_scores(comparison), *(_differences(comparison, paired) for paired in others)]
     trained = [(i, s.name) for i, s in enumerate(comparison.settings) if any(run.curves for run in s.runs)]
     return template("page.html").render(
         content(comparison, title),
-        intervals={chart.title: charts.interval_charts([chart]) for chart in intervals},
+        answer=_intervals([_differences(comparison, question)]) if question else "",
+        intervals={chart.title: _intervals([chart]) for chart in below},
+        by_length=_intervals(_by_length(comparison)) if comparison.thirds else "",
         histograms=_histograms(comparison),
         losses=_loss_curves(comparison),
         legend=[(i % charts.N_COLOURS, name) for i, name in trained],
@@ -31,9 +37,8 @@ def render(comparison: Comparison, title: str) -> str:
 
 
 def picture(comparison: Comparison) -> str:
-    """SVG file of the mean scores and, below, the differences from the last baseline: the first trained setting, or
-    the untuned model where there is one setting besides."""
-    differences = [_differences(comparison, baseline) for baseline in list(comparison.paired)[-1:]]
+    """SVG file of the mean scores and, below, the differences that answer the question of the settings."""
+    differences = [_differences(comparison, comparison.question)] if comparison.question else []
     return charts.standalone(charts.interval_charts([_scores(comparison), *differences]))
 
 
@@ -46,17 +51,26 @@ def _scores(comparison: Comparison) -> charts.Intervals:
     return charts.Intervals("Scores", rows, f"{LABELS[metric]}, 95% interval")
 
 
-def _differences(comparison: Comparison, baseline: str) -> charts.Intervals:
+def _differences(comparison: Comparison, contrasts: Sequence[Contrast], part: str = "") -> charts.Intervals:
     """Each setting's difference from a baseline, over the same entries, in the metric that all contrasts have."""
-    contrasts = comparison.paired[baseline]
     metric = "score" if all(contrast.metric == "score" for contrast in contrasts) else "chrf"
-    rows = []
+    baseline, rows = contrasts[0].baseline.name, []
     for contrast in contrasts:
-        found, number = contrast.differences[metric], comparison.settings.index(contrast.setting)
-        interval = found.mean, found.low, found.high
-        rows.append((contrast.setting.name, interval, difference_text(found), number))
-    label = f"difference in {LABELS[metric]} from {charts.clipped(baseline, 24)}, 95% interval"
-    return charts.Intervals(f"Differences from {baseline}", rows, label, zero=True)
+        if found := contrast.differences.get(metric):
+            interval = found.mean, found.low, found.high
+            number = comparison.settings.index(contrast.setting)
+            rows.append((contrast.setting.name, interval, difference_text(found), number))
+    label = f"difference in {LABELS[metric]} from {charts.clipped(baseline, 24)}, {part or '95% interval'}"
+    return charts.Intervals(f"Differences from {baseline}{part and f', {part}'}", rows, label, zero=True)
+
+
+def _by_length(comparison: Comparison) -> list[charts.Intervals]:
+    """The differences of the question in each third by length ratio, on axes with the same limits."""
+    drawn = [_differences(comparison, third.contrasts, third.name) for third in comparison.thirds]
+    ends = [end for chart in drawn for _, interval, _, _ in chart.rows for end in interval]
+    space = 0.05 * (max(0, *ends) - min(0, *ends)) or 1
+    limits = min(0, *ends) - space, max(0, *ends) + space
+    return [chart._replace(x_limits=limits) for chart in drawn]
 
 
 def _histograms(comparison: Comparison) -> list[tuple[str, str]]:
@@ -72,15 +86,26 @@ def _histograms(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _loss_curves(comparison: Comparison) -> list[tuple[str, str]]:
-    """(title, SVG) of each kind of loss that some run logged."""
+    """(title, SVG) of each kind of loss that some run logged; without step 0, beside which all else would be flat."""
     figures = []
     for key, title in zip(CURVES, _CURVE_TITLES, strict=True):
         curves = [
-            (run.name, charts.thin(run.curves[key]), i)
+            (run.name, charts.thin(points), i)
             for i, setting in enumerate(comparison.settings)
             for run in setting.runs
-            if run.curves.get(key)
+            if (points := [point for point in run.curves.get(key, ()) if point[0] > 0])
         ]
         if curves:
-            figures.append((title, charts.line_chart(title, curves, "optimizer step")))
+            draw = partial(charts.line_chart, title, curves, "optimizer step")
+            figures.append((title, _both_widths(draw)))
     return figures
+
+
+def _intervals(drawn: Sequence[charts.Intervals]) -> str:
+    return _both_widths(partial(charts.interval_charts, drawn))
+
+
+def _both_widths(draw: Callable[..., str]) -> str:
+    """A chart for phones and one for screens, of which the page shows one: a scaled one would scale its letters too."""
+    widths = {"narrow": charts.WIDTH, "wide": charts.WIDE}
+    return "".join(f'<div class="{name}">{draw(width=width)}</div>' for name, width in widths.items())

@@ -12,6 +12,7 @@ from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.report.evaluations import Evaluation
 
 _NAMES = ("name", "kind", "style")  # keys that stand for their whole group
+_WORDS = {"prompt_loss_weight": "prompt weight", "lora.rank": "LoRA rank"}  # for other keys: see `short`
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +32,15 @@ class Setting:
         """The seed of each run."""
         return tuple(run.settings.get("seed") for run in self.runs)
 
-    def values(self, metric: str) -> np.ndarray:
-        """(k, n) float64, NaN where there is no score."""
-        return np.stack([run.values[metric] for run in self.runs])
+    @property
+    def trained(self) -> bool:
+        """Whether there is a training run behind it."""
+        return self.runs[0].run is not None
+
+    def values(self, metric: str, places: Sequence[int] | None = None) -> np.ndarray:
+        """(k, n) float64 of the entries at these places (None: of all), NaN where there is no score."""
+        values = np.stack([run.values[metric] for run in self.runs])
+        return values if places is None else values[:, places]
 
     def mean(self, metric: str, places: Sequence[int] | None = None) -> tuple[float, float, float] | None:
         """Mean and 95% interval over the entries that have a value in every run; None if there are none.
@@ -42,37 +49,31 @@ class Setting:
             metric: A name in `METRICS`.
             places: The entries to look at; None: all.
         """
-        values = self.values(metric)
-        values = values if places is None else values[:, places]
+        values = self.values(metric, places)
         values = values[:, ~np.isnan(values).any(axis=0)]
         return (float(values.mean()), *bootstrap_interval(values)) if values.size else None
 
 
-def group(evaluations: Sequence[Evaluation], keys: Sequence[str]) -> list[Setting]:
+def group(evaluations: Sequence[Evaluation]) -> list[Setting]:
     """Group evaluations that differ in their seed alone, and give the groups unique names.
 
-    An evaluation that stands alone keeps its name; a group is named by its values of `keys`.
-
-    Args:
-        evaluations: One or more.
-        keys: The result of `differing`.
+    An evaluation that stands alone keeps its name; the others are named by the values in which they differ.
     """
+    keys = differing([run for run in evaluations if not run.alone])
     groups: dict[Any, list[Evaluation]] = defaultdict(list)
     for number, run in enumerate(evaluations):
         decisive = {key: value for key, value in run.settings.items() if key != "seed"}
         key = number if run.alone else (json.dumps(decisive, sort_keys=True), tuple(run.examples))
         groups[key].append(run)
-    taken: Counter[str] = Counter()
-    settings = []
+    apart: list[list[Evaluation]] = []
     for runs in groups.values():
         distinct = len({run.settings.get("seed") for run in runs}) == len(runs)
-        for members in [runs] if distinct else [[run] for run in runs]:
-            name = _name(members, keys)
-            taken[name] += 1
-            name = name if taken[name] == 1 else f"{name} ({taken[name]})"
-            suffix = ", seed {}" if len(members) > 1 else ""
-            named = (replace(run, name=name + suffix.format(run.settings.get("seed"))) for run in members)
-            settings.append(Setting(name, tuple(named)))
+        apart += [runs] if distinct else [[run] for run in runs]
+    settings = []
+    for members, name in zip(apart, _unique([_name(members, keys) for members in apart], apart), strict=True):
+        suffix = ", seed {}" if len(members) > 1 else ""
+        named = (replace(run, name=name + suffix.format(run.settings.get("seed"))) for run in members)
+        settings.append(Setting(name, tuple(named)))
     return settings
 
 
@@ -105,6 +106,11 @@ def short(key: str) -> str:
     return first if last in _NAMES else last
 
 
+def words(key: str) -> str:
+    """The name of a key in names of settings: `prompt weight`, else as `short` has it."""
+    return _WORDS.get(key, short(key))
+
+
 def value_text(value: Any) -> str:
     """A configuration value as the user types it on the command line."""
     if isinstance(value, float):
@@ -117,4 +123,26 @@ def _name(members: Sequence[Evaluation], keys: Sequence[str]) -> str:
     shown = [key for key in keys if key in first.settings and (key != "seed" or len(members) == 1)]
     if first.alone or first.run is None or not shown:
         return first.name
-    return ", ".join(f"{short(key)}={value_text(first.settings[key])}" for key in shown)
+    return _values_text(first, shown)
+
+
+def _unique(names: Sequence[str], groups: Sequence[Sequence[Evaluation]]) -> list[str]:
+    """The names; equal ones followed by what differs among their groups, or else by a number."""
+    alike: dict[str, list[Evaluation]] = defaultdict(list)
+    for name, members in zip(names, groups, strict=True):
+        alike[name].append(members[0])
+    unique, taken = [], Counter[str]()
+    for name, members in zip(names, groups, strict=True):
+        keys = [key for key in differing(alike[name]) if key in members[0].settings]
+        keys = [key for key in keys if key != "seed" or len(members) == 1]
+        name = ", ".join(filter(None, [name, _values_text(members[0], keys)]))
+        taken[name] += 1
+        unique.append(name if taken[name] == 1 else f"{name} ({taken[name]})")
+    return unique
+
+
+def _values_text(run: Evaluation, keys: Sequence[str]) -> str:
+    values = {key: value_text(run.settings[key]) for key in keys}
+    if "lora.rank" in values and run.settings["lora.rank"] == 0:
+        values = {"": "full fine-tuning"} | {key: text for key, text in values.items() if not key.startswith("lora.")}
+    return ", ".join(f"{words(key)}={text}" if key else text for key, text in values.items())

@@ -17,7 +17,7 @@ class SharedAnswer:
 
     Attributes:
         text: The answer.
-        by: Names of the settings that gave it, or of the runs where not all of a setting's did.
+        by: Names of the settings that gave it, with the seeds where not all of a setting's did.
         scores: One per evaluation; NaN where there is no score.
         setting: Number of the first one's setting, from 0.
     """
@@ -41,35 +41,36 @@ class ComparedEntry:
         number: Its place in the responses, from 1.
         example: The entry.
         answers: In the order of the settings; equal texts are one answer.
+        spread: Largest minus smallest mean over the seeds of a trained setting (of any, if fewer than two are trained);
+            0 if there are none.
     """
 
     number: int
     example: Conversation
     answers: Sequence[SharedAnswer]
+    spread: float = 0.0
 
     @property
     def scores(self) -> list[float]:
         """All known scores."""
         return [score for answer in self.answers for score in answer.scores if not np.isnan(score)]
 
-    @property
-    def spread(self) -> float:
-        """Largest minus smallest score; 0 if there are none."""
-        return max(self.scores, default=0.0) - min(self.scores, default=0.0)
-
 
 def side_by_side(comparison: Comparison) -> list[ComparedEntry]:
     """The entries of the first setting, in their order, with the answers of all settings that have the same entries."""
     examples, metric = comparison.runs[0].examples, comparison.headline
     settings = [(i, s) for i, s in enumerate(comparison.settings) if s.runs[0].examples == examples]
+    trained = [setting for _, setting in settings if setting.trained]
+    judged = trained if len(trained) > 1 else [setting for _, setting in settings]
+    means = [_seed_means(setting.values(metric)) for setting in judged]
     return [
-        ComparedEntry(index + 1, example, _shared_answers(index, settings, metric))
-        for index, example in enumerate(examples)
+        ComparedEntry(index + 1, example, _shared_answers(index, settings, metric), _spread(of_entry))
+        for index, (example, of_entry) in enumerate(zip(examples, np.transpose(means), strict=True))
     ]
 
 
 def by_disagreement(entries: Sequence[ComparedEntry]) -> list[ComparedEntry]:
-    """The entries with the largest spread of scores first."""
+    """The entries on which the settings disagree most first."""
     return sorted(entries, key=lambda entry: -entry.spread)
 
 
@@ -79,16 +80,31 @@ def evenly(entries: Sequence[ComparedEntry], count: int) -> list[ComparedEntry]:
     return [entries[place] for place in places]
 
 
+def _seed_means(values: np.ndarray) -> np.ndarray:
+    """(n,) means of (k, n) over the seeds that have a score; NaN where none has."""
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+def _spread(means: np.ndarray) -> float:
+    known = means[~np.isnan(means)]
+    return float(np.ptp(known)) if known.size else 0.0
+
+
 def _shared_answers(index: int, settings: Sequence[tuple[int, Setting]], metric: str) -> list[SharedAnswer]:
     """The different answers to the entry with this index."""
-    given: dict[str, list[tuple[str, float, int]]] = defaultdict(list)  # answer → (by, score, number of the setting)
+    # answer → (number of the setting, the setting, seed, score) of each that gave it
+    given: dict[str, list[tuple[int, Setting, int | None, float]]] = defaultdict(list)
     for number, setting in settings:
-        alike = len({run.answers[index] for run in setting.runs}) == 1
-        for run in setting.runs:
-            by = setting.name if alike else run.name
-            given[run.answers[index]].append((by, float(run.values[metric][index]), number))
+        for run, seed in zip(setting.runs, setting.seeds, strict=True):
+            given[run.answers[index]].append((number, setting, seed, float(run.values[metric][index])))
     answers = []
     for text, givers in given.items():
-        names, scores, numbers = zip(*givers, strict=True)
-        answers.append(SharedAnswer(text, "; ".join(dict.fromkeys(names)), scores, numbers[0]))
+        seeds: dict[str, list[str]] = defaultdict(list)
+        for _, setting, seed, _ in givers:
+            seeds[setting.name].append(str(seed))
+        all_of = {setting.name for _, setting, _, _ in givers if len(seeds[setting.name]) == len(setting.runs)}
+        by = [name if name in all_of else f"{name} (seed {', '.join(some)})" for name, some in seeds.items()]
+        answers.append(SharedAnswer(text, "; ".join(by), [score for *_, score in givers], givers[0][0]))
     return answers

@@ -10,7 +10,7 @@ import numpy as np
 
 from instruct_lm.evaluation.statistics import Difference, agreement
 from instruct_lm.report.comparison import Comparison, p_text, signed
-from instruct_lm.report.evaluations import Evaluation
+from instruct_lm.report.findings import judge_text
 from instruct_lm.report.settings import Setting, short, value_text
 
 NONE = "–"
@@ -19,6 +19,12 @@ _DIFFERENCES_NOTE = (
     "Mean difference [95% interval] over the same entries. p: of the score (of chrF without one), adjusted for the "
     "number of rows (Holm). Entries needed: to show the difference seen at the 5% level, power 80%."
 )
+_LENGTHS_NOTE = (
+    "Mean [95% interval]. Ratio: characters of the reference per character of the prompt's texts, as they stand in "
+    "responses.json (instruction, input, system and history, without the prompt's template). The entries are sorted "
+    "by it and cut in three."
+)
+_THIRDS_NOTE = "Mean difference [95% interval] over the same entries; p adjusted for all cells of this table (Holm)."
 _SEEN_NOTE = "Same prompt, ignoring case and spacing; for an untuned model, by its configuration."
 _UNFINISHED_NOTE = "No other table counts them. The multirun's command, given again, does them and keeps the rest."
 _RUNS_NOTE = (
@@ -58,6 +64,7 @@ def all_tables(comparison: Comparison) -> list[Table]:
         scores_table(comparison),
         unfinished_table(comparison),
         *differences_tables(comparison),
+        *lengths_tables(comparison),
         seen_table(comparison),
     ]
     tables = [*first, settings_table(comparison), runs_table(comparison), agreement_table(comparison)]
@@ -80,7 +87,7 @@ def scores_table(comparison: Comparison) -> Table:
         rows.append(row)
     note = "Mean [95% interval]. Ended: answers that the model ended itself; tokens: mean length of an answer."
     if comparison.headline == "score":
-        note += f" Score: 0 to 100, judge: {'; '.join(sorted({_judge(run) for run in comparison.runs}))}."
+        note += f" Score: 0 to 100, judge: {'; '.join(sorted({judge_text(run) for run in comparison.runs}))}."
     return Table("Scores", rows, note)
 
 
@@ -102,11 +109,45 @@ def differences_tables(comparison: Comparison) -> list[Table]:
             for metric, label in (LABELS | {"exact_match": "exact match, entries"}).items():
                 scale = len(contrast.setting.runs[0].examples) if metric == "exact_match" else 1
                 row[label] = difference_text(contrast.differences.get(metric), scale)
-            needed = contrast.differences[contrast.metric].entries_needed
-            row["p"] = p_text(contrast.p_value).removeprefix("p ").removeprefix("= ")
-            rows.append(row | {"entries needed": _formatted(needed, "{:,}")})
+                if metric == "score":
+                    row["p"] = p_text(contrast.p_value).removeprefix("p ").removeprefix("= ")
+            rows.append(row | {"entries needed": _formatted(contrast.found.entries_needed, "{:,}")})
         tables.append(Table(f"Differences from {baseline}", rows, _DIFFERENCES_NOTE))
     return tables
+
+
+def lengths_tables(comparison: Comparison) -> list[Table]:
+    """Means of the settings in question, and their differences, in each third of the entries by length ratio."""
+    if not (thirds := comparison.thirds):
+        return []
+    metric = "score" if all(contrast.metric == "score" for contrast in comparison.question) else "chrf"
+    columns = {f"{third.name} ({len(third.places)} entries)": third for third in thirds}
+    baseline = comparison.question[0].baseline
+    means = [
+        {"setting": setting.name}
+        | {name: interval_text(setting.mean(metric, third.places)) for name, third in columns.items()}
+        for setting in (baseline, *(contrast.setting for contrast in comparison.question))
+    ]
+    differences = []
+    for i, contrast in enumerate(comparison.question):
+        row = {"setting": contrast.setting.name}
+        for name, third in columns.items():
+            found = third.contrasts[i]
+            text = difference_text(found.differences.get(metric))
+            row[name] = text if text == NONE or found.metric != metric else f"{text}, {p_text(found.p_value)}"
+        differences.append(row)
+    label = LABELS[metric]
+    return [
+        Table(f"{label[0].upper()}{label[1:]} by length of response to prompt", means, _LENGTHS_NOTE),
+        Table(thirds_title(comparison), differences, _THIRDS_NOTE),
+    ]
+
+
+def thirds_title(comparison: Comparison) -> str:
+    """Of the table of differences in each third of the entries; empty without one."""
+    if not comparison.thirds:
+        return ""
+    return f"Differences from {comparison.question[0].baseline.name} by length of response to prompt"
 
 
 def seen_table(comparison: Comparison) -> Table:
@@ -211,11 +252,6 @@ def difference_text(found: Difference | None, scale: float = 1) -> str:
     if found is None:
         return NONE
     return f"{signed(scale * found.mean)} [{signed(scale * found.low)}, {signed(scale * found.high)}]"
-
-
-def _judge(run: Evaluation) -> str:
-    judge = run.summary["judge"]
-    return " ".join(judge[key] for key in ("kind", "model") if judge.get(key))
 
 
 def _seeds(setting: Setting) -> str:

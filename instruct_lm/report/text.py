@@ -2,31 +2,45 @@
 
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
 from markupsafe import Markup, escape
 
+from instruct_lm.report import findings
 from instruct_lm.report.comparison import Comparison
 from instruct_lm.report.side_by_side import by_disagreement, evenly, side_by_side
-from instruct_lm.report.tables import all_tables, markdown, markdown_text, seen_sentence
+from instruct_lm.report.tables import Table, all_tables, markdown, markdown_text, seen_sentence, thirds_title
 
 TEMPLATES = Path(__file__).with_name("templates")
 N_SHOWN = 5  # entries with their answers in the terminal
 N_WRITTEN = 20  # and in Markdown
 MAX_TEXT = 400  # characters of a text in the terminal
+MAX_SHOWN, MAX_LINES = 320, 6  # a page clamps longer texts
 
 
 def terminal(comparison: Comparison, width: int) -> str:
-    """Tables, sentences and a few answers as plain text.
+    """A few answers, tables and, last, the sentences as plain text.
 
     Args:
         comparison: The content.
-        width: Columns of the terminal, for sentences and answers; tables have their own width.
+        width: Columns of the terminal. Tables leave out their last columns to fit, and say so.
     """
     shown = evenly(side_by_side(comparison), N_SHOWN)
     return template("report.txt").render(content(comparison), shown=shown, width=width).rstrip()
+
+
+def fitting(table: Table, width: int) -> Table:
+    """The table with as many of its columns, from the first, as fit into this width; at least two."""
+    for n in range(len(table.header), 1, -1):
+        names = table.header[:n]
+        cut = Table(table.title, [{name: row[name] for name in names} for row in table.rows])
+        if n == 2 or len(markdown(cut).partition("\n")[0]) <= width:
+            break
+    left_out = ", ".join(table.header[n:])
+    return replace(cut, note=f"Left out at this width: {left_out} (--md and --html have all)." if left_out else "")
 
 
 def markdown_report(comparison: Comparison, title: str) -> str:
@@ -37,9 +51,15 @@ def markdown_report(comparison: Comparison, title: str) -> str:
 def content(comparison: Comparison, title: str = "") -> dict[str, Any]:
     """What all templates show; the entries in the order of disagreement."""
     entries = by_disagreement(side_by_side(comparison))
-    sentences = [*(contrast.sentence for contrast in comparison.contrasts), seen_sentence(comparison)]
-    shown = {"tables": all_tables(comparison), "sentences": sentences, "entries": entries}
-    return {"comparison": comparison, "title": title, **shown}
+    thirds = [
+        f"{third.name.capitalize()}: {findings.summary(paired)}"
+        for third in comparison.thirds
+        if (paired := [contrast for contrast in third.contrasts if contrast.differences])
+    ]
+    shown = {"tables": all_tables(comparison), "facts": findings.facts(comparison), "thirds": thirds}
+    shown |= {"sentences": findings.sentences(comparison), "warnings": findings.warnings(comparison)}
+    shown["thirds_title"] = thirds_title(comparison)
+    return {"comparison": comparison, "title": title, "entries": entries, "seen": seen_sentence(comparison), **shown}
 
 
 def template(name: str) -> Template:
@@ -47,8 +67,9 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"markdown": markdown_text, "markdown_table": markdown}
+    environment.filters |= {"markdown": markdown_text, "markdown_table": markdown, "fitting": fitting}
     environment.filters |= {"fill": textwrap.fill, "wrapped": _wrapped, "breakable": _breakable, "unbroken": _unbroken}
+    environment.tests |= {"long": _long}
     return environment.get_template(name)
 
 
@@ -63,6 +84,11 @@ def _wrapped(text: str, name: str, width: int) -> str:
 def _breakable(name: str) -> Markup:
     """HTML of a name that may break after `_`, `=` and `,`."""
     return Markup(re.sub("(?<=[_=,])", "<wbr>", str(escape(name))))
+
+
+def _long(text: str) -> bool:
+    """Whether a page shows only its first lines at first."""
+    return len(text) > MAX_SHOWN or text.count("\n") >= MAX_LINES
 
 
 def _unbroken(sentence: str) -> str:

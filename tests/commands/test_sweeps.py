@@ -77,9 +77,7 @@ def test_runs_are_held_against_the_untuned_model_that_they_started_from(
     assert len(evaluated) == len(set(evaluated)) == models
     ((runs, *files),) = told
     assert files == [folder / f"report.{suffix}" for suffix in ("html", "md", "svg")]
-    assert runs[models:] == [str(folder)]
-    names = [run.partition("=")[0] for run in runs[:models]]
-    assert names == (["untuned"] if models == 1 else [f"untuned of {run.name}" for run in evaluated])
+    assert runs == [*(str(run / "evaluation") for run in evaluated), str(folder)]
 
 
 def test_a_failed_evaluation_says_how_to_go_on(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def test_runs_are_paired_by_seed_only_where_both_sides_have_the_same(
     monkeypatch.setattr(comparison, "paired_difference", lambda first, second, same_seeds: told.append(same_seeds))
     runs = [SimpleNamespace(examples=[], summary={"judge": "a"})]
     tuned, base = (
-        SimpleNamespace(runs=runs, seeds=each, values=lambda metric: np.ones((2, 4))) for each in ((1, 2), seeds)
+        SimpleNamespace(runs=runs, seeds=each, values=lambda metric, places: np.ones((2, 4)))
+        for each in ((1, 2), seeds)
     )
     comparison._differences(tuned, base)  # type: ignore[arg-type]
     assert set(told) == {same}
@@ -107,7 +108,7 @@ def test_judges_are_compared_on_the_same_answers_alone(answers: list[str], rows:
 @pytest.mark.parametrize(("seeds", "groups"), [((1, 2), [2]), ((1, 1), [1, 1])])
 def test_the_same_seed_twice_is_no_group_of_seeds(seeds: tuple[int, int], groups: list[int]) -> None:
     runs = [Evaluation("a", False, None, {}, [], [], {}, {}, settings={"seed": seed}, training={}) for seed in seeds]
-    assert [len(setting.runs) for setting in group(runs, [])] == groups
+    assert [len(setting.runs) for setting in group(runs)] == groups
 
 
 def test_entries_that_are_kept_out_of_training_have_not_been_seen() -> None:
