@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.exit_status import VERSION, exit_status
 from instruct_lm.commands.own_files import check_output_file
 from instruct_lm.commands.pasting import command
 from instruct_lm.errors import InputError, visible
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "
         "those that differ in the seed alone are grouped"
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
     baseline = "compare the others with this one; may be repeated (default: the first, and the first trained one)"
     parser.add_argument("--baseline", dest="baselines", action="append", default=[], metavar="NAME", help=baseline)

@@ -31,8 +31,8 @@ MISTAKES = [
     # arguments; parts of the message: key and value, then the remedy
     (["foo=1"], ["foo=1", "no such key", "--help"]),
     (["+foo=1"], ["foo=1", "no such key"]),
-    (["modl=gpt2"], ["modl=gpt2", "Did you mean model?"]),
-    (["model.nlayer=3"], ["model.nlayer=3", "Did you mean model.n_layer?"]),
+    (["modl=gpt2"], ["modl=gpt2", "Did you mean model=gpt2?"]),
+    (["model.nlayer=3"], ["model.nlayer=3", "Did you mean model.n_layer=3?"]),
     (["+trainer.foo=1"], ["trainer.foo=1", "no such key"]),
     (["model.foo.bar=1"], ["model.foo.bar=1", "no such key"]),
     (["judge=ollama"], ["judge=ollama", "evaluate.py has it"]),
@@ -49,6 +49,21 @@ MISTAKES = [
     (["~trainer.max_epochs"], ["~trainer.max_epochs", "Set it to null"]),
     (["seed=1,2"], ["seed=1,2", "add -m (--multirun)"]),
     (["foo"], ["foo cannot be read", "write key=value"]),
+    (["--lr", "3e-5"], ["--lr 3e-5", "key=value", "Did you mean optimizer.lr=3e-5?"]),
+    (["--lr=3e-5", "--epochs", "2"], ["Did you mean optimizer.lr=3e-5?", "Did you mean trainer.max_epochs=2?"]),
+    (["--no-fast", "seed=1"], ["--no-fast", "Did you mean fast=false?"]),
+    (["--seed", "3"], ["--seed 3", "Did you mean seed=3?"]),
+    (["--model", "gpt2", "-m"], ["--model gpt2", "Did you mean model=gpt2?"]),
+    (["--judge=ollama"], ["--judge=ollama", "evaluate.py has it"]),
+    (["--per-device-train-batch-size", "4"], ["Did you mean data.batch_size=4?"]),
+    (["--model_name_or_path=gpt2"], ["Did you mean model=auto model.weights=gpt2?"]),
+    (["--fp16"], ["Did you mean device.precision=16-mixed?"]),
+    (["--cfg", "foo"], ["--cfg", "invalid choice"]),
+    (["optimizer.learning_rate=1"], ["optimizer.learning_rate=1", "Did you mean optimizer.lr=1?"]),
+    (["learning_rate=1"], ["Did you mean optimizer.lr=1?"]),
+    (["num_train_epochs=1"], ["Did you mean trainer.max_epochs=1?"]),
+    (["max_epochs=1"], ["Did you mean trainer.max_epochs=1?"]),
+    (["lora_alpha=1"], ["Did you mean lora.alpha=1?"]),
     (["data.source=it's (1)"], ["cannot be read: quote such a value twice: " + shlex.quote('data.source="it\'s (1)"')]),
     (["data.source=a=b.json"], ["data.source=a=b.json", """'data.source="a=b.json"'"""]),
     (["seed=[1"], ["seed=[1", "quote"]),
@@ -131,7 +146,9 @@ def test_exit_status_of_a_job(command: Any, main: Main, expected: int, message: 
     assert len(seen) == 1
     assert message in err
     assert ("Traceback" in err) == traceback
-    if message:
+    if expected == 2:
+        assert not Path("run").exists()  # nothing was begun
+    elif message:
         assert message in Path("run", "train.log").read_text()
 
 
@@ -217,7 +234,7 @@ def start(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("script", "args", "part"),
     [
-        ("train.py", ["modl=gpt2"], "Did you mean model?"),
+        ("train.py", ["modl=gpt2"], "Did you mean model=gpt2?"),
         ("train.py", ["data.batch_size=abc"], "data.batch_size=abc"),
         ("train.py", ["optimizer.lr=-1"], "optimizer.lr=-1 must be"),
         ("train.py", ["-m", "seed=1", "data.batch_size=0"], "data.batch_size=0"),
