@@ -210,6 +210,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         config = runs.taken_from_run(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
+    if name == "train" and config.trainer.keep_last is None:
+        config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"keep_last": not sweep})})
     if name == "train" and hydra_cfg.output_subdir is not None:  # null in all processes but the first
         runs.save_config(config)
     return config

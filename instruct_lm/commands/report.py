@@ -10,6 +10,7 @@ from pathlib import Path
 from instruct_lm.commands.exit_status import VERSION, exit_status
 from instruct_lm.commands.own_files import check_output_file
 from instruct_lm.commands.pasting import command
+from instruct_lm.commands.terminal_tables import fit_tables
 from instruct_lm.errors import InputError, visible
 from instruct_lm.io.files import write_text
 from instruct_lm.io.run_files import JOBS
@@ -59,7 +60,9 @@ def write_report(
     if waiting:
         commands = "\n".join(f"  {command('evaluate.py', run=run)}" for run in waiting)
         print(visible(f"Left out, since they are not evaluated yet:\n{commands}"), file=sys.stderr)
-    print(visible(terminal(comparison, shutil.get_terminal_size().columns)))
+    width = shutil.get_terminal_size().columns
+    text = terminal(comparison, width)
+    print(visible(fit_tables(text, width) if sys.stdout.isatty() else text))  # a file keeps all columns
     names = [setting.name for setting in comparison.settings]
     title = title or f"Evaluation of {', '.join(names) if len(names) < 4 else f'{len(names)} settings'}"
     if html or svg:

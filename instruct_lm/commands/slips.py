@@ -90,9 +90,11 @@ def with_value(suggestion: str, value: str | None) -> str:
     return suggestion if value is None or "=" in suggestion else f"{suggestion}={value}"
 
 
-def flags_as_keys(
-    arguments: Iterable[str], known: Sequence[str]
-) -> tuple[list[str], list[tuple[str, str, str | None]]]:
+Flag = tuple[str, str, str | None]
+"""What was typed, its name, and its value; None where there is none."""
+
+
+def flags_as_keys(arguments: Iterable[str], known: Sequence[str]) -> tuple[list[str], list[Flag]]:
     """Part a command line into what the command takes and the flags that it does not.
 
     Args:
@@ -100,14 +102,14 @@ def flags_as_keys(
         known: Flags that the command has, such as ``--help`` and ``-m``.
 
     Returns:
-        The other arguments; and for each unknown flag what was typed, its name and its value, None where there is none.
+        The other arguments, and the flags that are not known.
 
     Example:
         >>> flags_as_keys(["seed=1", "--lr", "3e-5", "--no-fast", "-m"], ["-m"])
         (['seed=1', '-m'], [('--lr 3e-5', 'lr', '3e-5'), ('--no-fast', 'fast', 'false')])
     """
     kept: list[str] = []
-    flags: list[tuple[str, str, str | None]] = []
+    flags: list[Flag] = []
     following = iter([*arguments, None])
     argument = next(following)
     while argument is not None:
