@@ -12,10 +12,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from instruct_lm import __version__
+from instruct_lm.commands.arguments import check_arguments
 from instruct_lm.commands.check_config import all_keys
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.io.conf_files import CONF
+from instruct_lm.io.network import DownloadError
 from tests.run_commands import Main, commands
 
 ROOT = CONF.parent
@@ -150,6 +153,50 @@ def test_exit_status_of_a_job(command: Any, main: Main, expected: int, message: 
         assert not Path("run").exists()  # nothing was begun
     elif message:
         assert message in Path("run", "train.log").read_text()
+
+
+@pytest.mark.parametrize("mistake", ["seed=${nowhere}", "data.max_length=2000"])
+def test_a_refused_command_leaves_no_folder(command: Any, mistake: str) -> None:
+    assert command("train", mistake, "output_dir=new/folder")[0] == 2
+    assert command("train", mistake)[0] == 2
+    assert not Path("new").exists()
+    assert not Path("outputs").exists()
+    Path("mine").mkdir()
+    Path("mine", "notes.txt").write_text("kept")
+    assert command("train", mistake, "output_dir=mine")[0] == 2
+    assert Path("mine", "notes.txt").read_text() == "kept"
+
+
+def test_a_download_that_fails_leaves_no_folder_and_other_failures_leave_theirs(command: Any) -> None:
+    assert command("train", "output_dir=a", main=raises(DownloadError("no network")))[0] == 1
+    assert not Path("a").exists()
+
+    def begun(config: Any) -> None:
+        (config.folder / "checkpoints").mkdir()
+        (config.folder / "checkpoints" / "last.ckpt").touch()
+        raise InputError("entry 3")
+
+    assert command("train", "output_dir=b", main=begun)[0] == 2
+    assert Path("b", "checkpoints", "last.ckpt").exists()
+
+
+def test_a_multirun_keeps_best_weights_alone_unless_told_otherwise(command: Any) -> None:
+    def kept(*args: str) -> list[bool]:
+        return [config.trainer.keep_last for config in command("train", "model=gpt2-tiny", *args)[2]]
+
+    assert kept() == [True]
+    assert kept("trainer.keep_last=false") == [False]
+    assert kept("-m", "seed=1,2") == [False, False]
+    assert kept("-m", "seed=1,2", "trainer.keep_last=true") == [True, True]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "export"])
+def test_the_version_is_ours(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        check_arguments(name)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"instruct-lm {__version__}\n"
 
 
 def test_two_frames_of_ours_lie_between_hydra_and_main(command: Any) -> None:
