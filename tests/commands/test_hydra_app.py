@@ -182,7 +182,9 @@ def test_a_download_that_fails_leaves_no_folder_and_other_failures_leave_theirs(
 
 def test_a_multirun_keeps_best_weights_alone_unless_told_otherwise(command: Any) -> None:
     def kept(*args: str) -> list[bool]:
-        return [config.trainer.keep_last for config in command("train", "model=gpt2-tiny", *args)[2]]
+        status, err, seen = command("train", "model=gpt2-tiny", *args)
+        assert status == 0, err
+        return [config.trainer.keep_last for config in seen]
 
     assert kept() == [True]
     assert kept("trainer.keep_last=false") == [False]
