@@ -67,6 +67,8 @@ class _Parser(argparse.ArgumentParser):
     """Hydra's flags, with errors as the others are."""
 
     def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message:  # argparse takes positional arguments in one block
+            message += ". Put flags such as -m before all key=value arguments"
         raise InputError(f"{message}. --help lists the keys, --hydra-help the flags.")
 
 

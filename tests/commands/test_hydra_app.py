@@ -62,6 +62,7 @@ MISTAKES = [
     (["--model_name_or_path=gpt2"], ["Did you mean model=auto model.weights=gpt2?"]),
     (["--fp16"], ["Did you mean device.precision=16-mixed?"]),
     (["--cfg", "foo"], ["--cfg", "invalid choice"]),
+    (["seed=1", "-m", "model=gpt2-tiny"], ["model=gpt2-tiny", "flags such as -m before"]),
     (["optimizer.learning_rate=1"], ["optimizer.learning_rate=1", "Did you mean optimizer.lr=1?"]),
     (["learning_rate=1"], ["Did you mean optimizer.lr=1?"]),
     (["num_train_epochs=1"], ["Did you mean trainer.max_epochs=1?"]),
@@ -182,7 +183,7 @@ def test_a_download_that_fails_leaves_no_folder_and_other_failures_leave_theirs(
 
 def test_a_multirun_keeps_best_weights_alone_unless_told_otherwise(command: Any) -> None:
     def kept(*args: str) -> list[bool]:
-        status, err, seen = command("train", "model=gpt2-tiny", *args)
+        status, err, seen = command("train", *args, "model=gpt2-tiny")
         assert status == 0, err
         return [config.trainer.keep_last for config in seen]
 
