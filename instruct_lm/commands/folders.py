@@ -12,9 +12,9 @@ from instruct_lm.commands.runs import find_run, is_begun
 from instruct_lm.errors import InputError
 from instruct_lm.io import processes
 from instruct_lm.io.locks import LOCK, OWNER, claim, own
-from instruct_lm.io.run_files import CONFIG_FILE, JOB, JOBS, MADE_FROM, RESPONSES
+from instruct_lm.io.run_files import CONFIG_FILE, JOBS, MADE_FROM, RESPONSES
 
-_RECORDS = (LOCK, OWNER, MADE_FROM, JOB, JOBS, "multirun.yaml")  # the last is Hydra's
+_RECORDS = (LOCK, OWNER, MADE_FROM, JOBS, "multirun.yaml")  # the last is Hydra's; JOB says how a job ended
 _made: list[Path] = []  # folders that were not there before this command, the innermost first
 
 
