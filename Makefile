@@ -13,7 +13,9 @@ WORKERS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check
+# Quiet unless it fails; PIP_QUIET= shows what it does.
+PIP_QUIET ?= --quiet
+PIP := $(PY) -m pip --disable-pip-version-check $(PIP_QUIET)
 # Stamps: an installation is repeated when its stamp is missing or older than pyproject.toml.
 TORCH_DONE := $(VENV)/torch.installed
 RUN_DONE := $(VENV)/run.installed

@@ -49,8 +49,9 @@ def train(config: TrainConfig) -> int:
     from instruct_lm.training.callbacks import SampleResponses, Throughput
     from instruct_lm.training.checkpoints import sound_checkpoint
     from instruct_lm.training.divergence import Divergence
-    from instruct_lm.training.memory import describe, free_memory, peak_memory
-    from instruct_lm.training.trainer import check_limits, epochs_done, make_trainer, record_hparams, why_ended
+    from instruct_lm.training.memory import begin_peak, describe, free_memory, peak_memory
+    from instruct_lm.training.tensorboard import record_hparams
+    from instruct_lm.training.trainer import check_limits, epochs_done, make_trainer, why_ended
 
     started = time.perf_counter()
     accelerator = build.choose_accelerator(config.device)
@@ -70,7 +71,8 @@ def train(config: TrainConfig) -> int:
     data.prepare_data()
     record_origin(config, fetcher)
     data.setup("fit")
-    free = free_memory(torch.device(launch.own_device(config.device, accelerator)))
+    device = torch.device(launch.own_device(config.device, accelerator))
+    own_peak, free = begin_peak(device), free_memory(device)
     fits, message = describe(build.estimate_memory(config, data), free)
     log.log(logging.INFO if fits else logging.WARNING, message)
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
@@ -82,7 +84,7 @@ def train(config: TrainConfig) -> int:
         clear_dead_start(config.folder)
     if processes.is_first():
         (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
-    divergence, throughput = Divergence(), Throughput()
+    divergence, throughput = Divergence(), Throughput(memory=own_peak)
     callbacks = [divergence, throughput, SampleResponses(data.splits.validation[:4])]
     trainer = make_trainer(config, accelerator, callbacks, run, checkpoint.step if checkpoint else 0)
     with redirect_stdout(sys.stderr):  # the progress bar's; stdout is for results
@@ -104,8 +106,7 @@ def train(config: TrainConfig) -> int:
         "ended": why_ended(trainer),
         "seconds": round(time.perf_counter() - started, 1),
         **throughput.summary(),
-        # Of the trainer's device: the tuner is on the CPU again.
-        "peak_memory_gb": round(peak_memory(trainer.strategy.root_device) / 1e9, 2),
+        "peak_memory_gb": round(peak_memory(device) / 1e9, 2) if own_peak else None,
         "before": divergence.before,
         "after": divergence.after,
         "limits": limits(config),
@@ -125,13 +126,15 @@ def summarise(config: TrainConfig, summary: dict[str, Any]) -> None:
         table.append(f"{words:32}{before:10.3f}{summary['after'][name]:10.3f}")
     log.info("\n%s\n", "\n".join(table))
     log.info("ended at step %(steps)d: trainer.%(ended)s is reached", summary)
-    cost = "%(steps)d steps, %(seconds).0f s in all, %(train_seconds).0f s of training"
-    log.info(f"{cost}: %(tokens_per_second).0f tokens/s, peak memory %(peak_memory_gb).2f GB", summary)
+    cost = (
+        "%(steps)d steps, %(seconds).0f s in all, %(train_seconds).0f s of training: %(tokens_per_second).0f tokens/s"
+    )
+    log.info(cost + (", peak memory %(peak_memory_gb).2f GB" if summary["peak_memory_gb"] is not None else ""), summary)
 
 
 def finish(config: TrainConfig) -> None:
     """Delete what a complete run does not keep, and evaluate it if asked for."""
-    if not config.trainer.keep_last:
+    if config.trainer.keep_last is False:
         for name in (LAST, PREVIOUS):
             (config.folder / name).unlink(missing_ok=True)
     if config.evaluate:

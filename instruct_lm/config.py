@@ -185,7 +185,9 @@ class TrainerConfig(Group):
     checkpoint_steps: Count | None = Field(description="optimizer steps between checkpoints; null: by the clock alone")
     checkpoint_minutes: Positive = Field(description="at most so far apart, between optimizer steps")
     progress: bool = Field(description="the progress bar")
-    keep_last: bool = Field(description="false: delete all but checkpoints/best.ckpt when the run is complete")
+    keep_last: bool | None = Field(
+        description="false: a complete run keeps best.ckpt alone; null: false in a multirun, else true"
+    )
 
 
 class LoraConfig(Group):

@@ -219,7 +219,8 @@ def test_untuned_answers_are_those_of_transformers(gpt2: dict[str, Any], command
 def test_a_sweep_leaves_complete_runs_that_tensorboard_can_compare(tmp_path: Path) -> None:
     data = f"data.source={write(tmp_path / 'entries.json', sums())}"
     settings = ["model=gpt2-tiny", data, "data.batch_size=4", "trainer.max_epochs=1", "cache_dir=cache"]
-    call("train.py", "-m", "mask_instructions=true,false", "seed=1,2", "output_dir=sweep", *settings, cwd=tmp_path)
+    sweep = ["-m", "mask_instructions=true,false", "seed=1,2", "output_dir=sweep", "trainer.keep_last=true"]
+    call("train.py", *sweep, *settings, cwd=tmp_path)
     runs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     seen = []
     for run in runs:
@@ -229,7 +230,20 @@ def test_a_sweep_leaves_complete_runs_that_tensorboard_can_compare(tmp_path: Pat
         content = log.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         hparams = HParamsPluginData.FromString(content).session_start_info.hparams
         assert (hparams["mask_instructions"].string_value == "true", hparams["seed"].number_value) == seen[-1]
-        assert [log.Scalars(f"final/val/{name}")[0].value for name in ("loss", "response_loss")] == losses(run)
+        # Sorted, since event files of the same second are not read in the order of their steps.
+        assert [points(log, f"val/{name}")[-1][1] for name in ("loss", "response_loss")] == losses(run)
+        tokens = [value for _, value in points(log, "train/tokens_seen")]
+        assert len(tokens) == len(points(log, "train/loss"))
+        assert tokens == sorted(set(tokens))  # grows with each step
+        assert "epoch" not in log.Tags()["scalars"]
+        content = log.summary_metadata["_hparams_/experiment"].plugin_data.content
+        infos = HParamsPluginData.FromString(content).experiment.hparam_infos
+        assert {info.name for info in infos if info.differs} == {
+            "mask_instructions",
+            "prompt_loss_weight",
+            "seed",
+            "optimizer.lr",
+        }
     assert seen == [(True, 1), (True, 2), (False, 1), (False, 2)]
     assert len({tuple(losses(run)) for run in runs}) == 4
 
@@ -549,7 +563,6 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
         "seed=1",
         "output_dir=a sweep",
         "evaluate=true",
-        "trainer.keep_last=false",
         "cache_dir=cache",
         *settings,
     ]
@@ -612,8 +625,8 @@ def test_a_killed_sweep_goes_on_keeps_its_finished_runs_and_ends_in_a_report(tmp
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
     content = events(first).summary_metadata["_hparams_/experiment"].plugin_data.content
     metrics = [info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos]
-    assert {"test/score", "final/val/loss"} <= set(metrics)
-    assert events(first).Scalars("test/score")[0].value == pytest.approx(
+    assert {"verdict/test_score", "val/loss"} <= set(metrics)
+    assert events(first).Scalars("verdict/test_score")[0].value == pytest.approx(
         read(first / "evaluation/test/summary.json")["mean"]
     )
 

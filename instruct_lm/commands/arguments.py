@@ -1,9 +1,11 @@
 """The `key=value` arguments of a command line, checked before Hydra composes them, and the help that lists the keys."""
 
+import argparse
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +16,8 @@ from pydantic.fields import FieldInfo
 
 from instruct_lm.commands import pasting, runs
 from instruct_lm.commands.check_config import all_keys, find_faults, nest, no_such_key
+from instruct_lm.commands.exit_status import VERSION
+from instruct_lm.commands.slips import flags_as_keys
 from instruct_lm.config import COMMANDS
 from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import CONF, choices
@@ -28,13 +32,24 @@ def check_arguments(name: str) -> bool:
     Raises:
         InputError: Wrong keys, choices, values or syntax, all of them in one message.
     """
-    args = get_args_parser().parse_args()
+    parser, faults = _parser(), []
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    kept, flags = flags_as_keys(sys.argv[1:], known)
+    for typed, key, given in flags:
+        written = "settings are written key=value"
+        if key in all_keys(COMMANDS[name]):
+            faults.append(f"{typed}: {written}. Did you mean {key}={given or 'true'}?")
+        else:
+            remedy = no_such_key(COMMANDS[name], key, given).replace("there is no such key", written)
+            faults.append(f"{typed}: {remedy}")
+    args = parser.parse_args(kept)
     if args.shell_completion:
         return False
-    faults, overrides, parser = [], [], OverridesParser.create()
+    overrides: list[Override] = []
+    syntax = OverridesParser.create()
     for line in args.overrides:
         try:
-            overrides += parser.parse_overrides([line])
+            overrides += syntax.parse_overrides([line])
         except OverrideParseException as error:
             key, equals, value = error.override.partition("=")
             quoted = shlex.quote(pasting.override(key, value))
@@ -46,6 +61,29 @@ def check_arguments(name: str) -> bool:
     if faults:
         raise InputError("\n".join(faults))
     return not (args.help or args.hydra_help or args.cfg or args.info)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Hydra's flags, with errors as the others are."""
+
+    def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message:  # argparse takes positional arguments in one block
+            message += ". Put flags such as -m before all key=value arguments"
+        raise InputError(f"{message}. --help lists the keys, --hydra-help the flags.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = get_args_parser()
+    parser.__class__ = _Parser
+    for action in parser._actions:
+        if "--version" in action.option_strings:
+            action.version = VERSION  # type: ignore[attr-defined]
+    return parser
+
+
+def _typed(override: Override) -> str | None:
+    """The value as it was typed."""
+    return (override.input_line or "").partition("=")[2] or None
 
 
 def _asks_for_multirun(overrides: list[Override]) -> bool:
@@ -63,7 +101,7 @@ def _faults(name: str, override: Override, multirun: bool) -> Iterator[str]:
     if override.is_delete():
         yield f"{line}: a key cannot be taken away. Set it to null or another value."
     elif group not in groups and key not in known:
-        yield f"{line}: {no_such_key(kind, key)}"
+        yield f"{line}: {no_such_key(kind, key, _typed(override))}"
     elif package := next((group for group in groups if group.endswith(f"@{key}")), None):
         yield f"{line}: write {package}={override.value()}."
     elif override.is_add():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instruct_lm.commands.deferred_imports import defer_imports
-from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.exit_status import VERSION, exit_status
 from instruct_lm.errors import InputError
 from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.run_files import UNTUNED
@@ -77,6 +77,7 @@ def load(options: argparse.Namespace) -> Responder:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m instruct_lm.chat", description="Talk to a run.")
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("run", type=Path, metavar="RUN", help="the output_dir of a run of train.py")
     parser.add_argument("--checkpoint", choices=("best", "last", UNTUNED), default="best", help="default: best")
     parser.add_argument("--web", action="store_true", help="a page in the browser in place of the terminal")

@@ -3,13 +3,13 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from types import NoneType
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from instruct_lm.commands.slips import suggestions, with_value
 from instruct_lm.config import COMMANDS, OPEN, PROGRAMS, CommonConfig, Group
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.judges.questions import read_question
@@ -88,15 +88,23 @@ def all_keys(kind: type[Group], prefix: str = "") -> dict[str, FieldInfo]:
     return found
 
 
-def no_such_key(kind: type[Group], key: str) -> str:
-    """What to do about a key that a schema lacks: drop the other command's key, or use the nearest one there is."""
+def no_such_key(kind: type[Group], key: str, value: str | None = None) -> str:
+    """What to do about a key that a schema lacks: drop the other command's key, or use what there is for it.
+
+    Args:
+        kind: The schema.
+        key: As it was given.
+        value: As it was given, to be repeated in the remedy.
+    """
+    meant = suggestions(key, list(all_keys(kind)))
     for name, other in COMMANDS.items():
-        if other is not kind and key in all_keys(other):
-            return f"this command has no such key, {PROGRAMS[name]} has it. Leave it out."
-    leaves = {name: name.rpartition(".")[2] for name in all_keys(kind)}
-    near = get_close_matches(key.rpartition(".")[2], leaves.values(), n=1, cutoff=0.7)
-    meant = [name for name, leaf in leaves.items() if leaf in near]
-    remedy = f"Did you mean {' or '.join(meant)}?" if meant else "--help lists the keys."
+        known = list(all_keys(other))
+        if other is not kind and (key in known or (not meant and suggestions(key, known))):
+            called = "" if key in known else " (as {})".format(suggestions(key, known)[0].format("…"))
+            return f"this command has no such key, {PROGRAMS[name]} has it{called}. Leave it out."
+    remedy = (
+        f"Did you mean {' or '.join(with_value(each, value) for each in meant)}?" if meant else "--help lists the keys."
+    )
     return f"there is no such key. {remedy}"
 
 

@@ -7,9 +7,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from instruct_lm import __version__
 from instruct_lm.errors import InputError, RunError, StoppedError, guard_logs, presentable
 from instruct_lm.io import processes
 from instruct_lm.io.failures import outside_failure
+
+VERSION = f"instruct-lm {__version__}"
+"""What every command prints for `--version`."""
 
 _AGAIN = "What was written before is whole, and the same command goes on from there."
 

@@ -1,7 +1,9 @@
 """Where a command writes: the folders that `conf/` asks for, each with one owner."""
 
 import hashlib
+import logging
 import re
+import shutil
 from pathlib import Path
 
 from instruct_lm.commands.own_files import check_no_run
@@ -9,8 +11,11 @@ from instruct_lm.commands.pasting import command
 from instruct_lm.commands.runs import find_run, is_begun
 from instruct_lm.errors import InputError
 from instruct_lm.io import processes
-from instruct_lm.io.locks import claim, own
-from instruct_lm.io.run_files import CONFIG_FILE, JOBS, RESPONSES
+from instruct_lm.io.locks import LOCK, OWNER, claim, own
+from instruct_lm.io.run_files import CONFIG_FILE, JOBS, MADE_FROM, RESPONSES
+
+_RECORDS = (LOCK, OWNER, MADE_FROM, JOBS, "multirun.yaml")  # the last is Hydra's; JOB says how a job ended
+_made: list[Path] = []  # folders that were not there before this command, the innermost first
 
 
 def train_dir(output_dir: str | None, resume: str | None, default: str, *, start: bool = True) -> str:
@@ -95,12 +100,48 @@ def _check_no_multirun(folder: Path) -> None:
 
 def _taken(folder: Path, start: bool) -> str:
     if start and processes.is_first():
+        missing = _missing(folder)
         own(folder)
+        _made.extend(missing)
     return str(folder)
 
 
 def _claimed(default: str, start: bool) -> str:
-    return claim(default) if start and processes.is_first() else default
+    if not start or not processes.is_first():
+        return default
+    missing = _missing(Path(default).parent)
+    name = claim(default)
+    _made.extend([Path(name).resolve(), *missing])
+    return name
+
+
+def _missing(folder: Path) -> list[Path]:
+    """A folder and those above it that are not there yet, the innermost first."""
+    folder = folder.resolve()
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def drop_unused() -> None:
+    """Delete the folder that this command has made, if it holds settings and messages alone.
+
+    For a command that was refused: what it says stands on the terminal, and it has begun nothing. A folder that was
+    there before stays, whatever it holds.
+    """
+    for folder in _made:
+        if not folder.is_dir():
+            continue
+        if not all(_says_nothing(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()):
+            break
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder):
+                handler.close()  # Windows deletes no open file
+                logging.getLogger().removeHandler(handler)
+        shutil.rmtree(folder, ignore_errors=True)
+    _made.clear()
+
+
+def _says_nothing(file: Path) -> bool:
+    return ".hydra" in file.parts or file.suffix == ".log" or file.name in _RECORDS
 
 
 def file_name(text: object) -> str:

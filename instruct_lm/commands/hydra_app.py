@@ -29,6 +29,7 @@ from instruct_lm.errors import InputError, RunError, guard_logs
 from instruct_lm.io import processes
 from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.locks import own, release
+from instruct_lm.io.network import DownloadError
 from instruct_lm.io.run_files import LAST
 from instruct_lm.io.sweep_files import read_job, write_job
 
@@ -65,7 +66,7 @@ def hydra_command(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, else it prints them and exits with 1
     sweep: list[sweeps.Sweep] = []  # the one that was begun
     ended: BaseException | None = None
-    status, waiting = 0, ExitStack()
+    status, waiting, refused = 0, ExitStack(), False
 
     def on_multirun(master: DictConfig, folder: Path) -> None:
         register()  # once is enough, and Hydra sends these functions to the launcher's processes
@@ -92,11 +93,17 @@ def hydra_command(
     except BrokenPipeError:  # of --help | head
         drop_output()
         status = 1
+    except SystemExit as error:  # a job's
+        refused = error.code == 2 or isinstance(error.__cause__, DownloadError)
+        raise
     except (Exception, KeyboardInterrupt) as error:
         status, message = describe(error)
+        refused = status == 2
         print(message, file=sys.stderr)
     finally:
         release()
+        if refused:
+            folders.drop_unused()
     sys.exit(status)
 
 
@@ -119,13 +126,15 @@ class Job:
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
             return jobs.run_one_of_many(lambda: self._work(cfg, True), cfg.get("fail_fast", False))
+        failure: BaseException | None = None
         try:
             status = self._work(cfg, False)
         except (Exception, KeyboardInterrupt) as error:
             status, message = describe(error, *_way_on(Path(hydra_cfg.runtime.output_dir)))
             log.error(message)
+            failure = error
         if status:
-            sys.exit(status)
+            raise SystemExit(status) from failure
 
     def _work(self, cfg: DictConfig, sweep: bool) -> int:
         config = prepare(self.name, cfg)
@@ -201,6 +210,8 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         config = runs.taken_from_run(make_config(kind, values, combinations=False), given)
     else:
         config = make_config(kind, values)
+    if name == "train" and config.trainer.keep_last is None:
+        config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"keep_last": not sweep})})
     if name == "train" and hydra_cfg.output_subdir is not None:  # null in all processes but the first
         runs.save_config(config)
     return config

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.exit_status import VERSION, exit_status
 from instruct_lm.commands.own_files import check_output_file
 from instruct_lm.commands.pasting import command
 from instruct_lm.errors import InputError, visible
@@ -60,7 +60,9 @@ def write_report(
     if waiting:
         commands = "\n".join(f"  {command('evaluate.py', run=run)}" for run in waiting)
         print(visible(f"Left out, since they are not evaluated yet:\n{commands}"), file=sys.stderr)
-    print(visible(terminal(comparison, shutil.get_terminal_size().columns)))
+    width = shutil.get_terminal_size().columns
+    table_width = width if sys.stdout.isatty() else sys.maxsize  # a file keeps all columns
+    print(visible(terminal(comparison, width, table_width)))
     title = title or findings.title(comparison)
     if html or svg:
         from instruct_lm.report import page  # imports Matplotlib
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "
         "those that differ in the seed alone are grouped"
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
     baseline = "compare the others with this one; may be repeated (default: the first, and the first trained one)"
     parser.add_argument("--baseline", dest="baselines", action="append", default=[], metavar="NAME", help=baseline)

@@ -133,6 +133,11 @@ def _check_goes_on(folder: Path) -> None:
             f"{folder / SUMMARY} is damaged, and without checkpoints/last.ckpt (trainer.keep_last=false) it cannot be "
             "made again. The weights in checkpoints/best.ckpt can still be evaluated, exported and chatted with."
         )
+    if (folder / BEST).is_file() and (folder / SUMMARY).is_file():
+        raise InputError(
+            f"{folder} kept its best weights alone, as the jobs of a multirun do (trainer.keep_last=false), and cannot "
+            "be made longer. Train anew, with trainer.keep_last=true."
+        )
     checkpoint_path(folder, "last")
 
 
@@ -222,7 +227,7 @@ def has_kept(config: TrainConfig) -> bool:
     except InputError as error:
         way = f" Its last weights: {command('evaluate.py', run=folder, checkpoint='last')}" if LAST in there else ""
         raise InputError(f"The run is complete, but its best weights are lost: {error}{way}") from error
-    if config.trainer.keep_last and there:
+    if config.trainer.keep_last is not False and there:
         try:
             load_checkpoint(folder / LAST, run)
         except InputError:

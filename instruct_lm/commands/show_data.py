@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from instruct_lm.commands.exit_status import exit_status
+from instruct_lm.commands.exit_status import VERSION, exit_status
 from instruct_lm.commands.show_duplicates import add_options, show_duplicates
 from instruct_lm.data.dataset import Splits, duplicates_between, read_conversations, split
 from instruct_lm.data.encoded import EncodedExample, loss_weights
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the statistics of a data file and one entry with its loss weights; returns the exit status."""
     parser = argparse.ArgumentParser("python -m instruct_lm.data", description="Show entries as the model sees them.")
     add = parser.add_argument
+    add("--version", action="version", version=VERSION)
     add(
         "source",
         nargs="?",

@@ -18,7 +18,8 @@ def record_evaluation(run: Path, split: str, step: int, scores: np.ndarray, summ
 
     Args:
         run: The run's folder; events go to its folder `tensorboard`.
-        split: Prefix of the tags: `test/score` is the mean, `test/scores` the histogram.
+        split: In the tags: `verdict/test_score` is the mean, `verdict/test_scores` the histogram. TensorBoard sorts
+            charts by their tags: these of one point each come after the losses.
         step: Optimizer step of the evaluated weights.
         scores: (n,) float, 0-100; NaN where there is no score.
         summary: With the names in `METRICS`, as `summarise` returns them.
@@ -33,7 +34,7 @@ def record_evaluation(run: Path, split: str, step: int, scores: np.ndarray, summ
         earlier.unlink()
     with SummaryWriter(folder, filename_suffix=suffix) as writer:
         if (scores := scores[~np.isnan(scores)]).size:
-            writer.add_histogram(f"{split}/scores", scores, step, bins=np.linspace(0, 100, 21))
-            writer.add_scalar(f"{split}/score", scores.mean(), step)
+            writer.add_histogram(f"verdict/{split}_scores", scores, step, bins=np.linspace(0, 100, 21))
+            writer.add_scalar(f"verdict/{split}_score", scores.mean(), step)
         for name in METRICS:
-            writer.add_scalar(f"{split}/{name}", summary[name], step)
+            writer.add_scalar(f"verdict/{split}_{name}", summary[name], step)

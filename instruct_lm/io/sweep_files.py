@@ -33,6 +33,15 @@ def write_jobs(sweep: Path, jobs: Mapping[str, Sequence[str]]) -> None:
     write_record({"jobs": shown}, sweep / JOBS)
 
 
+def swept_keys(folder: Path) -> list[str]:
+    """The keys and groups that a multirun varies, from the folder of one of its jobs; none for another run's."""
+    jobs = (read_record(folder.parent / JOBS) or {}).get("jobs", {})
+    if folder.name not in jobs:
+        return []
+    varied = [each for job in jobs.values() for each in job if not all(each in other for other in jobs.values())]
+    return list(dict.fromkeys(override.partition("=")[0].lstrip("+") for override in varied))
+
+
 def write_job(folder: Path, state: State, **details: Any) -> None:
     """Record the state of a job: of a failed one with its `status`, `message` and `overrides`."""
     write_record({"state": state, **details}, folder / JOB)

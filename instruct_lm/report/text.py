@@ -2,7 +2,6 @@
 
 import re
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from markupsafe import Markup, escape
 
 from instruct_lm.report import findings
 from instruct_lm.report.comparison import Comparison
+from instruct_lm.report.plain_tables import plain_table
 from instruct_lm.report.side_by_side import by_disagreement, evenly, side_by_side
-from instruct_lm.report.tables import Table, all_tables, markdown, markdown_text, seen_sentence, thirds_title
+from instruct_lm.report.tables import all_tables, markdown, markdown_text, seen_sentence, thirds_title
 
 TEMPLATES = Path(__file__).with_name("templates")
 N_SHOWN = 5  # entries with their answers in the terminal
@@ -21,26 +21,17 @@ MAX_TEXT = 400  # characters of a text in the terminal
 MAX_SHOWN, MAX_LINES = 320, 6  # a page clamps longer texts
 
 
-def terminal(comparison: Comparison, width: int) -> str:
+def terminal(comparison: Comparison, width: int, table_width: int) -> str:
     """A few answers, tables and, last, the sentences as plain text.
 
     Args:
         comparison: The content.
-        width: Columns of the terminal. Tables leave out their last columns to fit, and say so.
+        width: Columns of the terminal, for sentences and answers.
+        table_width: Columns for a table, which leaves out some of its own to fit, and says so.
     """
     shown = evenly(side_by_side(comparison), N_SHOWN)
-    return template("report.txt").render(content(comparison), shown=shown, width=width).rstrip()
-
-
-def fitting(table: Table, width: int) -> Table:
-    """The table with as many of its columns, from the first, as fit into this width; at least two."""
-    for n in range(len(table.header), 1, -1):
-        names = table.header[:n]
-        cut = Table(table.title, [{name: row[name] for name in names} for row in table.rows])
-        if n == 2 or len(markdown(cut).partition("\n")[0]) <= width:
-            break
-    left_out = ", ".join(table.header[n:])
-    return replace(cut, note=f"Left out at this width: {left_out} (--md and --html have all)." if left_out else "")
+    sizes = {"width": width, "table_width": table_width}
+    return template("report.txt").render(content(comparison), shown=shown, **sizes).rstrip()
 
 
 def markdown_report(comparison: Comparison, title: str) -> str:
@@ -67,7 +58,7 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"markdown": markdown_text, "markdown_table": markdown, "fitting": fitting}
+    environment.filters |= {"markdown": markdown_text, "markdown_table": markdown, "plain_table": plain_table}
     environment.filters |= {"fill": textwrap.fill, "wrapped": _wrapped, "breakable": _breakable, "unbroken": _unbroken}
     environment.tests |= {"long": _long}
     return environment.get_template(name)

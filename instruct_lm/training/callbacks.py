@@ -13,20 +13,25 @@ from instruct_lm.data.batching import Batch
 from instruct_lm.data.conversation import Conversation
 from instruct_lm.model.generation import GREEDY
 from instruct_lm.training.memory import peak_memory
+from instruct_lm.training.progress import saying
 from instruct_lm.training.strategies import is_sharded
 
 log = logging.getLogger(__name__)
 
 
 class Throughput(Callback):
-    """Logs ``train/tokens_per_second`` (without padding) and ``train/memory_gb`` (the peak so far).
+    """Logs ``train/tokens_seen``, ``train/tokens_per_second`` (both without padding) and ``train/memory_gb``.
+
+    Args:
+        memory: Whether the peak is this run's own; else it is not logged.
 
     Attributes:
         tokens, seconds: Of all training steps so far, those before a resume included; validation and checkpoints do not
             count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: bool = True) -> None:
+        self.memory = memory
         self.tokens, self.seconds = 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -42,7 +47,9 @@ class Throughput(Callback):
         seconds = time.perf_counter() - self._since
         self.tokens, self.seconds = self.tokens + batch.n_tokens, self.seconds + seconds
         module.log("train/tokens_per_second", batch.n_tokens / seconds, prog_bar=True)
-        module.log("train/memory_gb", peak_memory(module.device) / 1e9)
+        module.log("train/tokens_seen", float(self.tokens))
+        if self.memory:
+            module.log("train/memory_gb", peak_memory(module.device) / 1e9)
 
     def summary(self) -> dict[str, float]:
         """The totals in figures of a run's summary."""
@@ -100,7 +107,9 @@ class SampleResponses(Callback):
             return  # the first process answers alone, unless it holds only a part of the model
         responder = replace(module.responder, max_new_tokens=32, sampling=GREEDY)
         rows = ["| instruction | reference | response |", "|---|---|---|"]
-        for example, response in zip(self.examples, responder.answer(self.examples), strict=True):
+        with saying(trainer, "answering"):
+            responses = responder.answer(self.examples)
+        for example, response in zip(self.examples, responses, strict=True):
             question = " ".join(text for turn in example.prompt for text in (turn.text, turn.input) if text)
             texts = (question, example.reference, response.text)
             cells = [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]

@@ -45,6 +45,8 @@ class Divergence(Callback):
         Raises:
             DivergedError: They are not finite.
         """
+        if trainer.progress_bar_callback is None:  # which says so itself
+            log.info("validating before the first step")
         self.before = dict(trainer.validate(module, data, verbose=False)[0])
         log.info("before training: validation loss %(val/loss).3f, response only %(val/response_loss).3f", self.before)
         for name in ("val/loss", "val/response_loss"):

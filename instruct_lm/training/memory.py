@@ -1,8 +1,10 @@
 """Memory: how much a process holds, and an estimate of what a training run will need before it begins."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from instruct_lm.model.shapes import shapes_only
 PROCESS = 0.45e9  # bytes: Python, torch, Lightning and TensorBoard, measured
 FLOAT = 4  # bytes of a float32
 HALF = 2  # of a bfloat16 or float16
+_begun = False  # whether a run of this process has begun its peak
 
 
 _CHECKPOINTING, _IN_BACKWARD = {"activation_checkpointing": True}, {"in_backward": True}
@@ -129,12 +132,34 @@ def describe(memory: TrainingMemory, free: float) -> tuple[bool, str]:
     return False, "\n".join([f"{line}. This may not fit; {remedy}", *fitting])
 
 
+def begin_peak(device: torch.device) -> bool:
+    """Let `peak_memory` count from now, for one run of several in this process.
+
+    Returns:
+        Whether it does: Linux lets a process begin its peak anew; on other systems the first run alone has its own.
+    """
+    global _begun
+    first, _begun = not _begun, True
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to what is resident now
+    except OSError:  # another system, or a container that forbids it
+        return first
+    return True
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: by torch on a CUDA device, else by the process (resident set)."""
+    """Most bytes held since `begin_peak`: by torch on a CUDA device, else by the process (resident set)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024  # "VmHWM:   123456 kB"
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux

@@ -1,18 +1,15 @@
-"""Lightning's trainer with this project's callbacks, and a run's settings and metrics for TensorBoard's HParams."""
+"""Lightning's trainer with this project's callbacks, and what ends it."""
 
 import logging
 import math
-import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from torch.utils.tensorboard.summary import hparams
 
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError
@@ -21,18 +18,13 @@ from instruct_lm.io.files import shown
 from instruct_lm.io.run_files import BEST, LAST, PREVIOUS
 from instruct_lm.training.callbacks import Patience, ValidateEvery
 from instruct_lm.training.checkpoints import AtomicCheckpointIO, Resumable
+from instruct_lm.training.progress import Progress, saying
 from instruct_lm.training.saving import SaveBest, SaveLast
 from instruct_lm.training.signals import StopSignals
 from instruct_lm.training.strategies import make_strategy
+from instruct_lm.training.tensorboard import Curves
 
 log = logging.getLogger(__name__)
-
-SWEPT = ["model.name", "prompt.style", "mask_instructions", "mask_header", "seed", "data.batch_size", "lora.rank"]
-SWEPT += ["optimizer.lr", "optimizer.weight_decay", "trainer.accumulate"]
-"""What a sweep may vary, for TensorBoard's HParams."""
-
-TEST_METRICS = ("test/score", "test/exact_match", "test/chrf")
-"""What HParams compares a sweep by, besides the final losses; an evaluation writes them."""
 
 _HARMLESS = (
     ".*LeafSpec.*deprecated.*",  # Lightning 2.6 with torch 2.13
@@ -66,9 +58,7 @@ def make_trainer(
     every = settings.checkpoint_steps, settings.checkpoint_minutes
     own += [SaveLast(folder / LAST, folder / PREVIOUS, signals, *every)]  # comes last: it keeps the state of the others
     # An empty version: the progress bar would show any other.
-    logger = TensorBoardLogger(
-        folder, name="tensorboard", version="", default_hp_metric=False, purge_step=step if step else None
-    )
+    logger = Curves(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=step if step else None)
     logger.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(config.model_dump())}\n```")
     log.info("device: %s; output: %s", accelerator, shown(folder))
     plugins: list[Any] = [AtomicCheckpointIO(run_id)]
@@ -86,7 +76,7 @@ def make_trainer(
         gradient_clip_val=settings.clip_norm,
         log_every_n_steps=settings.log_interval,
         logger=logger,
-        callbacks=[*callbacks, *own, *([TQDMProgressBar()] if settings.progress else [])],
+        callbacks=[*callbacks, *own, *([Progress()] if settings.progress else [])],
         plugins=plugins,
         enable_checkpointing=False,  # by Lightning's own callback
         num_sanity_val_steps=0,
@@ -94,6 +84,13 @@ def make_trainer(
         enable_model_summary=False,
         enable_progress_bar=settings.progress,
     )
+    save = trainer.save_checkpoint
+
+    def save_and_say(*args: Any, **kwargs: Any) -> None:
+        with saying(trainer, "saving checkpoint"):
+            save(*args, **kwargs)
+
+    trainer.save_checkpoint = save_and_say  # type: ignore[method-assign]
     # Lightning's own handler of SIGTERM speaks to the other processes at once, which may be elsewhere: it would hang.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -125,19 +122,3 @@ def epochs_done(trainer: pl.Trainer) -> float:
     """The epochs of a run so far; Lightning's count of one that ended in the middle depends on how the run ended."""
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     return round(trainer.global_step / steps, 2)
-
-
-def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[str, Any]) -> None:
-    """Write the settings that a sweep may vary, with the final metrics, for TensorBoard's HParams."""
-    if not trainer.is_global_zero:
-        return
-    settings = {key: operator.attrgetter(key)(config) for key in SWEPT}
-    settings["prompt_loss_weight"] = summary["prompt_loss_weight"]
-    final = {f"final/{name}": value for name, value in summary["after"].items()}
-    # HParams would show a bool as 0 or 1. The metrics of the evaluation are announced here and follow with it.
-    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
-    writer = trainer.logger.experiment  # type: ignore[union-attr]
-    for event in hparams(texts, dict.fromkeys([*final, *TEST_METRICS], 0.0)):
-        writer._get_file_writer().add_summary(event)  # as Lightning does: a closed writer opens again
-    trainer.logger.log_metrics(final, trainer.global_step)  # type: ignore[union-attr]
-    trainer.logger.save()  # type: ignore[union-attr]

@@ -12,10 +12,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from instruct_lm import __version__
+from instruct_lm.commands.arguments import check_arguments
 from instruct_lm.commands.check_config import all_keys
 from instruct_lm.config import TrainConfig
 from instruct_lm.errors import InputError, RunError
 from instruct_lm.io.conf_files import CONF, choices
+from instruct_lm.io.network import DownloadError
 from tests.run_commands import Main, commands
 
 ROOT = CONF.parent
@@ -31,8 +34,8 @@ MISTAKES = [
     # arguments; parts of the message: key and value, then the remedy
     (["foo=1"], ["foo=1", "no such key", "--help"]),
     (["+foo=1"], ["foo=1", "no such key"]),
-    (["modl=gpt2"], ["modl=gpt2", "Did you mean model?"]),
-    (["model.nlayer=3"], ["model.nlayer=3", "Did you mean model.n_layer?"]),
+    (["modl=gpt2"], ["modl=gpt2", "Did you mean model=gpt2?"]),
+    (["model.nlayer=3"], ["model.nlayer=3", "Did you mean model.n_layer=3?"]),
     (["+trainer.foo=1"], ["trainer.foo=1", "no such key"]),
     (["model.foo.bar=1"], ["model.foo.bar=1", "no such key"]),
     (["judge=ollama"], ["judge=ollama", "evaluate.py has it"]),
@@ -49,6 +52,22 @@ MISTAKES = [
     (["~trainer.max_epochs"], ["~trainer.max_epochs", "Set it to null"]),
     (["seed=1,2"], ["seed=1,2", "add -m (--multirun)"]),
     (["foo"], ["foo cannot be read", "write key=value"]),
+    (["--lr", "3e-5"], ["--lr 3e-5", "key=value", "Did you mean optimizer.lr=3e-5?"]),
+    (["--lr=3e-5", "--epochs", "2"], ["Did you mean optimizer.lr=3e-5?", "Did you mean trainer.max_epochs=2?"]),
+    (["--no-fast", "seed=1"], ["--no-fast", "Did you mean fast=false?"]),
+    (["--seed", "3"], ["--seed 3", "Did you mean seed=3?"]),
+    (["--model", "gpt2", "-m"], ["--model gpt2", "Did you mean model=gpt2?"]),
+    (["--judge=ollama"], ["--judge=ollama", "evaluate.py has it"]),
+    (["--per-device-train-batch-size", "4"], ["Did you mean data.batch_size=4?"]),
+    (["--model_name_or_path=gpt2"], ["Did you mean model=auto model.weights=gpt2?"]),
+    (["--fp16"], ["Did you mean device.precision=16-mixed?"]),
+    (["--cfg", "foo"], ["--cfg", "invalid choice"]),
+    (["seed=1", "-m", "model=gpt2-tiny"], ["model=gpt2-tiny", "flags such as -m before"]),
+    (["optimizer.learning_rate=1"], ["optimizer.learning_rate=1", "Did you mean optimizer.lr=1?"]),
+    (["learning_rate=1"], ["Did you mean optimizer.lr=1?"]),
+    (["num_train_epochs=1"], ["Did you mean trainer.max_epochs=1?"]),
+    (["max_epochs=1"], ["Did you mean trainer.max_epochs=1?"]),
+    (["lora_alpha=1"], ["Did you mean lora.alpha=1?"]),
     (["data.source=it's (1)"], ["cannot be read: quote such a value twice: " + shlex.quote('data.source="it\'s (1)"')]),
     (["data.source=a=b.json"], ["data.source=a=b.json", """'data.source="a=b.json"'"""]),
     (["seed=[1"], ["seed=[1", "quote"]),
@@ -131,8 +150,56 @@ def test_exit_status_of_a_job(command: Any, main: Main, expected: int, message: 
     assert len(seen) == 1
     assert message in err
     assert ("Traceback" in err) == traceback
-    if message:
+    if expected == 2:
+        assert not Path("run").exists()  # nothing was begun
+    elif message:
         assert message in Path("run", "train.log").read_text()
+
+
+@pytest.mark.parametrize("mistake", ["seed=${nowhere}", "data.max_length=2000"])
+def test_a_refused_command_leaves_no_folder(command: Any, mistake: str) -> None:
+    assert command("train", mistake, "output_dir=new/folder")[0] == 2
+    assert command("train", mistake)[0] == 2
+    assert not Path("new").exists()
+    assert not Path("outputs").exists()
+    Path("mine").mkdir()
+    Path("mine", "notes.txt").write_text("kept")
+    assert command("train", mistake, "output_dir=mine")[0] == 2
+    assert Path("mine", "notes.txt").read_text() == "kept"
+
+
+def test_a_download_that_fails_leaves_no_folder_and_other_failures_leave_theirs(command: Any) -> None:
+    assert command("train", "output_dir=a", main=raises(DownloadError("no network")))[0] == 1
+    assert not Path("a").exists()
+
+    def begun(config: Any) -> None:
+        (config.folder / "checkpoints").mkdir()
+        (config.folder / "checkpoints" / "last.ckpt").touch()
+        raise InputError("entry 3")
+
+    assert command("train", "output_dir=b", main=begun)[0] == 2
+    assert Path("b", "checkpoints", "last.ckpt").exists()
+
+
+def test_a_multirun_keeps_best_weights_alone_unless_told_otherwise(command: Any) -> None:
+    def kept(*args: str) -> list[bool]:
+        status, err, seen = command("train", *args, "model=gpt2-tiny")
+        assert status == 0, err
+        return [config.trainer.keep_last for config in seen]
+
+    assert kept() == [True]
+    assert kept("trainer.keep_last=false") == [False]
+    assert kept("-m", "seed=1,2") == [False, False]
+    assert kept("-m", "seed=1,2", "trainer.keep_last=true") == [True, True]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "export"])
+def test_the_version_is_ours(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        check_arguments(name)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"instruct-lm {__version__}\n"
 
 
 def test_two_frames_of_ours_lie_between_hydra_and_main(command: Any) -> None:
@@ -217,7 +284,7 @@ def start(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("script", "args", "part"),
     [
-        ("train.py", ["modl=gpt2"], "Did you mean model?"),
+        ("train.py", ["modl=gpt2"], "Did you mean model=gpt2?"),
         ("train.py", ["data.batch_size=abc"], "data.batch_size=abc"),
         ("train.py", ["optimizer.lr=-1"], "optimizer.lr=-1 must be"),
         ("train.py", ["-m", "seed=1", "data.batch_size=0"], "data.batch_size=0"),

@@ -233,7 +233,8 @@ def test_a_complete_run_needs_no_checkpoint_unless_it_is_to_go_on(run: Any, comm
         assert not is_complete(seen[0].model_copy(update={"trainer": trainer}))
     status, err, _ = command("train", "resume=run", "trainer.max_epochs=3")
     assert status == 2
-    assert "has no checkpoints/last.ckpt. It has best." in err
+    assert "kept its best weights alone" in err
+    assert "trainer.keep_last=true" in err
 
 
 def test_a_finished_run_is_not_written_over(run: Any, command: Any) -> None:

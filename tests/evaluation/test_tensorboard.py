@@ -29,11 +29,11 @@ def test_a_second_evaluation_of_the_split_replaces_the_first(tmp_path: Path) -> 
     record_evaluation(tmp_path, "validation", 7, np.array([np.nan]), SUMMARY)
     record_evaluation(tmp_path, "test", 7, np.array([80.0, np.nan, 60.0]), SUMMARY)
     scalars, histograms = read(folder)
-    assert histograms == ["test/scores"]
-    assert scalars["test/score"] == (7, 70.0)
+    assert histograms == ["verdict/test_scores"]
+    assert scalars["verdict/test_score"] == (7, 70.0)
     assert "validation/score" not in scalars
     for split in ("test", "validation"):
-        assert [scalars[f"{split}/{name}"] for name in SUMMARY] == [(7, value) for value in SUMMARY.values()]
+        assert [scalars[f"verdict/{split}_{name}"] for name in SUMMARY] == [(7, value) for value in SUMMARY.values()]
 
 
 def test_a_run_without_event_files_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,12 @@ def test_tables_fit_the_terminal_and_say_what_they_leave_out(
 ) -> None:
     sweep(tmp_path, {0: 0, 1: 1})
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert (
         report.main([f"untuned={tmp_path / 'untuned'}", str(tmp_path / "sweep"), "--md", str(tmp_path / "r.md")]) == 0
     )
     out = capsys.readouterr().out.partition("Written")[0]
     assert max(map(len, out.splitlines())) <= width
-    assert "Left out at this width: " in out
-    assert "Left out" not in (tmp_path / "r.md").read_text(encoding="utf-8")
-    assert out.rindex("| setting") < out.index("All 2 settings are better")  # the verdict comes last
+    assert "A wider terminal, --md and --html show: " in out
+    assert "A wider terminal" not in (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert out.rindex("setting  ") < out.index("All 2 settings are better")  # the verdict comes last

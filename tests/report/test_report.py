@@ -65,9 +65,13 @@ def sweep(tmp_path):
 
 
 def rows(text, title):
-    """Name of the first column → the other cells, of the Markdown table under a title."""
-    table = text.split(f"{title}\n\n")[1].split("\n\n")[0].splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    """Name of the first column → the other cells, of the table under a title, whose columns start at its header's."""
+    header, rule, *lines = text.split(f"{title}\n\n")[1].split("\n\n")[0].splitlines()
+    starts = [0, *(found.end() for found in re.finditer("-  ", rule))]
+    cells = [
+        [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        for line in (header, rule, *lines)
+    ]
     return {row[0]: dict(zip(cells[0][1:], row[1:], strict=True)) for row in cells[2:]}
 
 

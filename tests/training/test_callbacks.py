@@ -30,7 +30,9 @@ def test_samples_are_short_greedy_and_one_row_each(monkeypatch: pytest.MonkeyPat
     turns = (Turn("system", "Be brief."), Turn("user", "Add.", "1, 2"), Turn("assistant", "3"))
     written: list[Any] = []
     logger = SimpleNamespace(experiment=SimpleNamespace(add_text=lambda *args: written.append(args)))
-    trainer = SimpleNamespace(is_global_zero=True, sanity_checking=False, logger=logger, global_step=7)
+    trainer = SimpleNamespace(
+        is_global_zero=True, sanity_checking=False, logger=logger, global_step=7, progress_bar_callback=None
+    )
     samples = SampleResponses([Conversation(turns), Conversation.of("Say x.", "", "x")])
     samples.on_validation_end(trainer, tuner)  # type: ignore[arg-type]
     assert written == [
@@ -69,7 +71,8 @@ def test_throughput_counts_tokens_and_seconds_of_steps_alone_also_after_a_resume
     assert (throughput.tokens, throughput.seconds) == (100, 3.0)
     assert throughput.summary() == {"train_seconds": 3.0, "tokens_per_second": 33.3}
     memory = ("train/memory_gb", 3.0)
-    assert logged == [("train/tokens_per_second", 15.0), memory, ("train/tokens_per_second", 70.0), memory]
+    first = [("train/tokens_per_second", 15.0), ("train/tokens_seen", 30.0), memory]
+    assert logged == [*first, ("train/tokens_per_second", 70.0), ("train/tokens_seen", 100.0), memory]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The estimate's counts against real models, and its message."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.model.lora import add_lora
-from instruct_lm.training.memory import TrainingMemory, describe, free_memory, largest_batch, peak_memory
+from instruct_lm.training import memory as memory_module
+from instruct_lm.training.memory import TrainingMemory, begin_peak, describe, free_memory, largest_batch, peak_memory
 
 MEDIUM = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
 SMOL = GPTConfig(
@@ -84,6 +87,28 @@ def test_free_memory_is_what_is_left_and_the_peak_is_in_bytes(monkeypatch: pytes
     assert used / 2 <= peak_memory(torch.device("cpu")) <= total
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8, available=5, free=2))
     assert free_memory(torch.device("cpu")) == 5
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system keeps one peak of a process")
+def test_each_run_of_a_process_has_its_own_peak() -> None:
+    """Against psutil's resident set: 400 MB that an earlier run held do not count in a later one."""
+    cpu = torch.device("cpu")
+    assert begin_peak(cpu)
+    before = psutil.Process().memory_info().rss
+    held = torch.ones(100_000_000)
+    assert peak_memory(cpu) >= before + 350e6
+    del held
+    assert begin_peak(cpu)
+    assert abs(peak_memory(cpu) - psutil.Process().memory_info().rss) < 100e6
+
+
+def test_where_the_peak_cannot_begin_anew_the_first_run_alone_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(memory_module, "_begun", False)
+    assert [begin_peak(torch.device("cpu")) for _ in range(3)] == [True, False, False]
 
 
 def test_a_gpu_is_asked_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
