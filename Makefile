@@ -26,11 +26,12 @@ BENCH_DONE := $(VENV)/bench.installed
 TUNED := outputs/demo
 UNTUNED := outputs/demo-untuned
 
-.PHONY: help demo test lint bench faults clean
+.PHONY: help demo shell test lint bench faults clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    fine-tune SmolLM2-135M on the embedded entries; a table of before and after (minutes)'
+	@echo 'make shell   a shell in which python is the one of .venv; exit leaves it'
 	@echo 'make test    all tests'
 	@echo 'make lint    ruff, mypy and import-linter (which folder may import which)'
 	@echo 'make bench   speed and memory beside other libraries; BENCH="training --rounds 1" picks'
@@ -59,6 +60,10 @@ $(TUNED)/summary.json: | $(RUN_DONE) $(UNTUNED)/summary.json
 
 $(TUNED)/evaluation/test/summary.json: $(TUNED)/summary.json | $(RUN_DONE)
 	$(PY) evaluate.py run=$(TUNED)
+
+shell: | $(RUN_DONE)
+	@echo 'python is $(CURDIR)/$(PY) here; exit leaves.'
+	@VIRTUAL_ENV='$(CURDIR)/$(VENV)' PATH='$(CURDIR)/$(VENV)/bin':"$$PATH" "$${SHELL:-sh}" || true
 
 test: $(DEV_DONE) $(BOOK_DONE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import closing, nullcontext
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def judge_responses(config: EvaluateConfig, settings: JudgeConfig, responses: Pa
     with closing(judge) if judge is not None else nullcontext():
         scored = score_responses(entries, judge, folder / SCORES, settings.concurrency)
         summary = {**subject, **summarise(scored, describe_judge(judge)), **answer_statistics(responses)}
-    write_record({**summary, "made_from": made_from}, folder / SUMMARY)
+    write_record({**summary, "date": date.today().isoformat(), "made_from": made_from}, folder / SUMMARY)
     log.info("%s\nwritten to %s", describe_summary(summary), shown(folder))
     return int(summary["failed"] > 0)
 

@@ -95,7 +95,7 @@ EDITS: dict[str, dict[str, list[tuple[str | None, str]]]] = {
 CHECK = """
 import sys
 from pathlib import Path
-from instruct_lm.commands.arguments import help_keys
+from instruct_lm.commands.help_text import help_keys
 
 from instruct_lm.data.files import read_records
 from instruct_lm.data.prompts import get_style

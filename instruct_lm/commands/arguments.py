@@ -1,20 +1,18 @@
-"""The `key=value` arguments of a command line, checked before Hydra composes them, and the help that lists the keys."""
+"""The `key=value` arguments of a command line, checked before Hydra composes them."""
 
 import argparse
 import shlex
 import sys
-import textwrap
 from collections.abc import Iterator
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from pydantic.fields import FieldInfo
 
-from instruct_lm.commands import pasting, runs
+from instruct_lm.commands import pasting
 from instruct_lm.commands.check_config import all_keys, find_faults, nest, no_such_key
 from instruct_lm.commands.exit_status import VERSION
 from instruct_lm.commands.slips import flags_as_keys
@@ -132,28 +130,3 @@ def group_defaults(name: str) -> list[str]:
     entries: Any = OmegaConf.load(CONF / f"{name}.yaml").defaults
     keys = [str(key) for entry in entries if isinstance(entry, DictConfig) for key in entry]
     return [key for key in keys if not key.startswith("override ")]
-
-
-def help_keys(name: str) -> str:
-    """The part of `--help` that lists keys, groups and choices, from `config.py` and `conf/`."""
-    kind: Any = COMMANDS[name]
-    lines = ["  Keys (key=value)"]
-    lines += [_help_line(f"    {key:<20}", field) for key, field in kind.model_fields.items() if field.description]
-    if name == "train":
-        changes = f"beside it may change: {', '.join(runs.RESUME_MAY_CHANGE)}"
-        lines += textwrap.wrap(changes, 116, initial_indent=" " * 25, subsequent_indent=" " * 25)
-    lines += ["", "  Groups (group=choice, and group.key=value for its keys)"]
-    for group in group_defaults(name):
-        folder, _, package = group.partition("@")
-        names, indent = ", ".join(choices(folder)), f"    {group:<20} "
-        lines += textwrap.wrap(names, 116, initial_indent=indent, subsequent_indent=" " * 25, break_on_hyphens=False)
-        if folder in kind.model_fields and not package:
-            fields = kind.model_fields[folder].annotation.model_fields
-            lines += [_help_line(f"      .{key:<25}", field) for key, field in fields.items()]
-    return "\n".join(lines)
-
-
-def _help_line(key: str, field: FieldInfo) -> str:
-    kinds = (field.annotation, *get_args(field.annotation))
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    return f"{key} {field.description}" + (f" ({', '.join(words)})" if words else "")

@@ -18,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from instruct_lm.commands import folders, jobs, runs, sweeps
-from instruct_lm.commands.arguments import check_arguments, help_keys
+from instruct_lm.commands import folders, help_text, jobs, runs, sweeps
+from instruct_lm.commands.arguments import check_arguments
 from instruct_lm.commands.check_config import make_config
 from instruct_lm.commands.deferred_imports import defer_imports
 from instruct_lm.commands.exit_status import ENDING, describe, drop_output
@@ -170,7 +170,8 @@ def register(
         "sweep_dir": partial(folders.sweep_dir, start=start),
         "file_name": folders.file_name,
         "record_dir": folders.record_dir,
-        "help_keys": help_keys,
+        "help_keys": help_text.help_keys,
+        "fitted": help_text.fitted,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)

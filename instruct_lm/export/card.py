@@ -157,8 +157,9 @@ def _training(folder: Path, run: TrainConfig, config: ExportConfig) -> Iterator[
     optimizer = f"{run.optimizer.name}, learning rate {run.optimizer.lr:g}, {run.optimizer.schedule}"
     yield f"- Optimizer: {optimizer}; batches of {run.data.batch_size} × {run.trainer.accumulate}; seed {run.seed}"
     yield f"- Epochs: {_number(summary.get('epochs'))}, steps: {_number(summary.get('steps'))}"
-    seconds, memory = (_number(summary.get(key)) for key in ("seconds", "peak_memory_gb"))
-    yield f"- Time: {seconds} s; peak memory: {memory} GB"
+    for words, key, unit in (("Time", "seconds", "s"), ("Peak memory", "peak_memory_gb", "GB")):
+        found = _number(summary.get(key))
+        yield f"- {words}: {found if found == _MISSING else f'{found} {unit}'}"
     for key, words in (("val/loss", "tokens as trained"), ("val/response_loss", "responses alone")):
         losses = f"{_number(before.get(key))} before training, {_number(after.get(key))} at its end"
         yield f"- Validation loss, {words}: {losses}"

@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,7 +197,7 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
         config=config,
         settings={key: value for key, value in flatten(config).items() if key not in _IRRELEVANT},
         training=(read_record(run / SUMMARY) or {}) if run else {},
-        day=date.fromtimestamp((folder / SUMMARY).stat().st_mtime).isoformat(),
+        day=str(summary.get("date", "")),
     )
 
 
