@@ -121,7 +121,7 @@ def lengths_tables(comparison: Comparison) -> list[Table]:
     if not (thirds := comparison.thirds):
         return []
     metric = "score" if all(contrast.metric == "score" for contrast in comparison.question) else "chrf"
-    columns = {f"{third.name} ({len(third.places)} entries)": third for third in thirds}
+    columns = {f"{third.name.removeprefix('ratio ')} (n = {len(third.places)})": third for third in thirds}
     baseline = comparison.question[0].baseline
     means = [
         {"setting": setting.name}

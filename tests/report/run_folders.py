@@ -47,6 +47,7 @@ def write_evaluation(folder, answers, scores, *, judge=REFERENCE, questions=None
         "judge": judge,
         "ended": 0.75,
         "mean_tokens": 12.5,
+        "date": "2026-01-31",
         "made_from": {"responses": sha256_of(folder / "responses.json")},
     }
     write_record(summary, folder / "summary.json")

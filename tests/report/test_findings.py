@@ -69,7 +69,7 @@ def test_title_and_facts_say_what_was_evaluated(tmp_path: Path) -> None:
     comparison = sweep(tmp_path, {0: 0, 0.1: 1, 1: 2}, (1, 2))
     assert findings.title(comparison) == "gpt2-tiny on sample: 3 settings of prompt weight"
     facts = findings.facts(comparison)
-    assert re.fullmatch(r"20\d\d-\d\d-\d\d", facts.pop("Scored"))
+    assert facts.pop("Scored") == "2026-01-31"
     assert facts == {
         "Model": "gpt2-tiny",
         "Data": "sample",
