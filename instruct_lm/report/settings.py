@@ -11,7 +11,7 @@ import numpy as np
 from instruct_lm.evaluation.statistics import bootstrap_interval
 from instruct_lm.report.evaluations import Evaluation
 
-_NAMES = ("name", "kind", "style")  # keys that stand for their whole group
+_NAMES = ("name", "kind", "style", "rank")  # keys that stand for their whole group
 _WORDS = {"prompt_loss_weight": "prompt weight", "lora.rank": "LoRA rank"}  # for other keys: see `short`
 
 
