@@ -202,8 +202,8 @@ def load(folder: Path, name: str = "", alone: bool = True) -> Evaluation:
 
 
 def _job_order(path: Path) -> list[str | float]:
-    """`10_lr-1` after `9_lr-1`, `weight-0.1` after `weight-0`."""
-    pieces = re.split(r"(\d+(?:\.\d+)?)", path.name)  # texts and numbers in turn
+    """`10_lr-1` after `9_lr-1`, `weight-0.1` after `weight-0`, `lr-5e-4` after `lr-5e-5`."""
+    pieces = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", path.name)  # texts and numbers in turn
     return [float(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
 

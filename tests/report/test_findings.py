@@ -139,6 +139,15 @@ def test_full_fine_tuning_and_lora_are_called_so_whatever_the_untuned_model_diff
     assert names == ["untuned", "full fine-tuning, lr=5e-05", "LoRA rank=8, lr=0.0002"]
 
 
+@pytest.mark.parametrize(
+    "folders", [["9_lr-1", "10_lr-1"], ["lr-5e-5", "lr-5e-4", "lr-0.01"], ["weight-0", "weight-0.01", "weight-0.1"]]
+)
+def test_runs_of_a_sweep_are_in_the_order_of_their_numbers(tmp_path: Path, folders: list[str]) -> None:
+    for number, folder in enumerate(folders):
+        write_run(tmp_path / folder, ["x"] * 3, [1.0] * 3, config=config_of(number))
+    assert [run.settings["seed"] for run in collect([str(tmp_path)])[0]] == [0, 1, 2][: len(folders)]
+
+
 def test_entries_are_in_the_order_of_disagreement_between_trained_settings(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "untuned", ["x"] * 3, [0.0, 50.0, 50.0])
     for weight, scores in ((0.0, ([90, 40, 50], [92, 60, 90])), (1.0, ([91, 50, 50], [91, 30, 30]))):
