@@ -203,7 +203,7 @@ def training(*overrides: str) -> Any:
         "passes": tuner.passes,
         "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
         "model": json.loads((folder / "summary.json").read_text())["model"],
-        "bar": "Epoch 0" in said,
+        "bar": "epoch 1/" in said,
         "evaluated": "evaluating" in said,
     }
 

@@ -32,12 +32,18 @@ class Progress(TQDMProgressBar):
         before = self.trainer.state.fn == "validate" and self.trainer.global_step == 0
         return "validating before the first step" if before else "validating"
 
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Show the epoch that is resumed: Lightning begins none in its middle."""
+        super().on_train_start(trainer, *args)
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start(trainer)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Count the batches of this epoch that are to be done: the last one may end in its middle."""
+        """Count the batches of this epoch: those done before a resume, and those to be done, which may end within it."""
         super().on_train_epoch_start(trainer, *args)
         bar = self.train_progress_bar
+        bar.n = bar.initial = done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if trainer.max_steps > 0 and bar.total is not None:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
             bar.total = min(bar.total, done + left)
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""

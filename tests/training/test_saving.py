@@ -65,7 +65,7 @@ def told(metrics: dict[str, float], accumulate: int = 1) -> Any:
     """A trainer after its third step."""
     strategy = SimpleNamespace(reduce_boolean_decision=lambda mine, all: mine and not all)  # the others say no
     known = {"callback_metrics": metrics, "accumulate_grad_batches": accumulate, "strategy": strategy}
-    return SimpleNamespace(**known, global_step=3, world_size=1)
+    return SimpleNamespace(**known, global_step=3, world_size=1, progress_bar_callback=None)
 
 
 @pytest.mark.parametrize("loss", [30.0, math.nan, math.inf])
