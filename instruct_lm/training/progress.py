@@ -39,7 +39,7 @@ class Progress(TQDMProgressBar):
             self.on_train_epoch_start(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Count the batches of this epoch: those done before a resume, and those to be done, which may end within it."""
+        """Count the batches of this epoch, those done before a resume too; it may end in its middle."""
         super().on_train_epoch_start(trainer, *args)
         bar = self.train_progress_bar
         bar.n = bar.initial = done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
