@@ -83,11 +83,12 @@ def summary(contrasts: Sequence[Contrast]) -> str:
 def warnings(comparison: Comparison) -> list[str]:
     """What makes the differences hard to read."""
     trained = [setting for setting in comparison.settings if setting.trained]
-    return [
-        *_extremes(trained if len(trained) > 1 else comparison.settings, comparison.headline),
-        *_precisions("answered", [(run.name, run.precision) for run in comparison.runs]),
-        *_precisions("trained", [(run.name, run.training.get("precision")) for run in comparison.runs]),
-    ]
+    found = _extremes(trained if len(trained) > 1 else comparison.settings, comparison.headline)
+    if set(differing([setting.runs[0] for setting in trained])) <= {"device.precision", "seed"} and len(trained) > 1:
+        return found  # they ask what the precision does
+    runs = [(setting.name, run) for setting in comparison.settings for run in setting.runs]
+    found += _precisions("answered", [(name, run.precision) for name, run in runs])
+    return found + _precisions("trained", [(name, run.training.get("precision")) for name, run in runs])
 
 
 def judge_text(run: Evaluation) -> str:
@@ -109,13 +110,13 @@ def _extremes(settings: Sequence[Setting], metric: str) -> list[str]:
 
 def _precisions(verb: str, known: Sequence[tuple[str, str | None]]) -> list[str]:
     """A warning if these runs were trained or answered in different precisions."""
-    by_precision: dict[str, list[str]] = {}
+    by_precision: dict[str, dict[str, None]] = {}  # names in order, each once
     for name, precision in known:
         if precision:
-            by_precision.setdefault(precision, []).append(name)
+            by_precision.setdefault(precision, {})[name] = None
     if len(by_precision) < 2:
         return []
-    listed = {precision: ", ".join(names[:3]) + " …" * (len(names) > 3) for precision, names in by_precision.items()}
+    listed = {each: ", ".join([*names][:3]) + " …" * (len(names) > 3) for each, names in by_precision.items()}
     told = "; ".join(f"{names}: {precision}" for precision, names in listed.items())
     return [f"The settings were {verb} in different precisions, which alone can change a score ({told})."]
 

@@ -116,6 +116,18 @@ def test_different_precisions_are_a_warning(tmp_path: Path, capsys: pytest.Captu
     assert "Warning: The settings were answered in different precisions" in capsys.readouterr().out
 
 
+def test_settings_that_differ_in_their_precision_alone_need_no_warning_of_it(tmp_path: Path) -> None:
+    for precision in ("32-true", "bf16-mixed"):
+        for seed in (1, 2):
+            folder = tmp_path / f"{precision}-{seed}"
+            write_run(folder, ["x"] * N, BASE.tolist(), config=config_of(seed, device={"precision": precision}))
+            for file in ("evaluation/test/summary.json", "summary.json"):
+                write_record((read_record(folder / file) or {}) | {"precision": precision}, folder / file)
+    comparison = compare(collect([str(tmp_path)])[0])
+    assert [setting.name for setting in comparison.settings] == ["precision=32-true", "precision=bf16-mixed"]
+    assert findings.warnings(comparison) == []
+
+
 def test_untuned_models_of_a_sweep_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     for style in ("alpaca", "chatml"):
         run = write_run(tmp_path / style, ["x"] * N, BASE.tolist(), config=config_of(prompt={"style": style}))
