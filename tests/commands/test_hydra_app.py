@@ -41,7 +41,7 @@ MISTAKES = [
     (["judge=ollama"], ["judge=ollama", "evaluate.py has it"]),
     (["model=gpt3"], ["model=gpt3", "gpt2-medium, gpt2-tiny, gpt2-xl, "]),
     (["model=null"], ["model=null", "Choose one of auto, gpt2, gpt2-large"]),
-    (["experiment=dem"], ["experiment=dem", "book, demo, masking"]),
+    (["experiment=dem"], ["experiment=dem", ", ".join(choices("experiment"))]),
     (["data.batch_size=abc"], ["data.batch_size=abc", "must be a valid integer"]),
     (["data.batch_size=8.5"], ["data.batch_size=8.5", "must be a valid integer"]),
     (["optimizer.lr=null"], ["optimizer.lr=null", "must be a valid number"]),
