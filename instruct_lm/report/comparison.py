@@ -99,7 +99,7 @@ class Contrast:
         if (count := self.found.entries_needed) is None:
             return ""
         enough = count <= self.found.entries
-        return f" To show it, {'more seeds' if enough else f'about {count:,} entries'} would be needed."
+        return f" To show it, {'more seeds' if enough else f'about {count_text(count)} entries'} would be needed."
 
     @property
     def note(self) -> str:
@@ -221,6 +221,11 @@ def p_text(p_value: float) -> str:
     """`p < 0.001`, `p = 0.004`, `p = 0.39`."""
     digits = 3 if p_value < 0.1 else 2
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{digits}f}"
+
+
+def count_text(count: int) -> str:
+    """An estimated count in two digits: `197` → `200`, `205,673` → `210,000`."""
+    return f"{int(float(f'{count:.2g}')):,}"
 
 
 def _against(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lm.evaluation.statistics import Difference, agreement
-from instruct_lm.report.comparison import Comparison, p_text, signed
+from instruct_lm.report.comparison import Comparison, count_text, p_text, signed
 from instruct_lm.report.findings import judge_text
 from instruct_lm.report.settings import Setting, short, value_text
 
@@ -111,7 +111,8 @@ def differences_tables(comparison: Comparison) -> list[Table]:
                 row[label] = difference_text(contrast.differences.get(metric), scale)
                 if metric == "score":
                     row["p"] = p_text(contrast.p_value).removeprefix("p ").removeprefix("= ")
-            rows.append(row | {"entries needed": _formatted(contrast.found.entries_needed, "{:,}")})
+            needed = contrast.found.entries_needed
+            rows.append(row | {"entries needed": NONE if needed is None else count_text(needed)})
         tables.append(Table(f"Differences from {baseline}", rows, _DIFFERENCES_NOTE))
     return tables
 

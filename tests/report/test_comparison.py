@@ -9,7 +9,7 @@ import pytest
 
 from instruct_lm.evaluation.statistics import Difference
 from instruct_lm.report import comparison
-from instruct_lm.report.comparison import Contrast, p_text
+from instruct_lm.report.comparison import Contrast, count_text, p_text
 from instruct_lm.report.evaluations import Evaluation
 from instruct_lm.report.settings import Setting, differing, group
 from instruct_lm.report.tables import agreement_table, scores_table
@@ -47,9 +47,11 @@ def test_a_difference_is_significant_by_its_p_value_and_its_interval(
 
 def test_a_sentence_names_what_would_show_the_difference() -> None:
     # (2.801585 * 10 / 2)^2 = 196.2, and with a tenth of the spread 1.96, at least 2
-    assert contrast(2, -1, 5, 0.2).sentence.endswith("To show it, about 197 entries would be needed.")
+    assert contrast(2, -1, 5, 0.2).sentence.endswith("To show it, about 200 entries would be needed.")
+    assert count_text(contrast(2, -1, 5, 0.2).found.entries_needed or 0) == "200"  # 197
+    assert [count_text(count) for count in (7, 1137, 205_673)] == ["7", "1,100", "210,000"]
     assert contrast(2, -1, 5, 0.2, entries=197).sentence.endswith("To show it, more seeds would be needed.")
-    assert contrast(2, -1, 5, 0.2, entries=196).sentence.endswith("about 197 entries would be needed.")
+    assert contrast(2, -1, 5, 0.2, entries=196).sentence.endswith("about 200 entries would be needed.")
     assert "needed" not in contrast(0.0, -1, 1, 1.0).sentence
 
 

@@ -16,7 +16,7 @@ from instruct_lm.commands import report
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import bootstrap_interval, holm, paired_difference
 from instruct_lm.report import charts
-from instruct_lm.report.comparison import compare, p_text, signed
+from instruct_lm.report.comparison import compare, count_text, p_text, signed
 from instruct_lm.report.evaluations import collect, load
 from instruct_lm.report.page import picture, render
 from instruct_lm.report.tables import markdown_text
@@ -153,7 +153,7 @@ def test_noise_is_called_noise(tmp_path, capsys):
     assert found.p_value > 0.1
     assert (
         f"b against a: no difference that 110 entries can show: {signed(found.mean)} ± {found.margin:.1f}, "
-        f"p = {found.p_value:.2f}. To show it, about {found.entries_needed:,} entries would be needed."
+        f"p = {found.p_value:.2f}. To show it, about {count_text(found.entries_needed)} entries would be needed."
     ) in out
 
 
