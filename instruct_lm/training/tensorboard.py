@@ -52,6 +52,7 @@ def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[st
     keys = dict.fromkeys([*varied, *CHIEF, *([] if varied else OTHERS)])
     values = {key: operator.attrgetter(key)(config) for key in keys}
     values["prompt_loss_weight"] = summary["prompt_loss_weight"]
+    values["mask_instructions"] = summary["prompt_loss_weight"] == 0  # what was trained: a weight of 0 masks too
     settings = {key: value for key, value in values.items() if isinstance(value, (bool, int, float, str))}
     first = [*varied, *(key for key in CHIEF if key not in varied)]
     # HParams would show a bool as 0 or 1.
