@@ -4,8 +4,8 @@ SUITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done),python3)
 
-# Pinned and first: pyproject.toml's open range would take the newest torch, on Linux a CUDA build of gigabytes. Where
-# the index has this one with CUDA only: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# Pinned and first: pyproject.toml's range would take the newest torch. PyPI's build for Linux brings gigabytes of CUDA;
+# without them: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
 # Processes that share the tests; each computes with one thread.

@@ -238,7 +238,7 @@ def _explained(error: BaseException) -> Exception:
         return error
     lines = [_first_line(each) for each in (error, error.__cause__) if each is not None]
     if "hydra/launcher/" in lines[0]:
-        lines.append("joblib, submitit_local and submitit_slurm need: pip install 'instruct-lm[clusters]'")
+        lines.append("joblib, submitit_local and submitit_slurm need, in the repository: pip install -e '.[clusters]'")
     return InputError("\n".join(lines))
 
 

@@ -329,4 +329,4 @@ def test_a_message_has_one_line_in_a_list() -> None:
 def test_a_launcher_that_is_not_installed_says_what_to_install(command: Any) -> None:
     status, err, seen = command("train", "-m", "seed=1,2", "hydra/launcher=nonesuch")
     assert (status, seen) == (2, [])
-    assert "pip install 'instruct-lm[clusters]'" in err
+    assert "pip install -e '.[clusters]'" in err

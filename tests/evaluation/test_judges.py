@@ -467,7 +467,7 @@ def test_make_judge_refuses(kind, model, message):
 def test_llamacpp_needs_its_extra(monkeypatch, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(InputError, match=r"pip install 'instruct-lm\[llamacpp\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[llamacpp\]'"):
         make_judge("llamacpp", format_prompt=format_prompt, model=tmp_path / "model.gguf")
 
 

@@ -40,7 +40,8 @@ class LlamaCppJudge(OpenAIJudge):
         try:
             import xllamacpp
         except ImportError as error:
-            raise InputError("judge=llamacpp needs xllamacpp: pip install 'instruct-lm[llamacpp]'") from error
+            remedy = "in the repository: pip install -e '.[llamacpp]'"
+            raise InputError(f"judge=llamacpp needs xllamacpp, {remedy}") from error
         # check() adds the port to base_url
         self.model, self.base_url, self.api_key_env = self.path.name, "http://127.0.0.1/v1", None
         super().__post_init__()
