@@ -32,7 +32,7 @@ from instruct_lm.io.files import shown
 from instruct_lm.io.processes import plain_environment
 from instruct_lm.io.records import read_record
 from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
-from instruct_lm.io.sweep_files import unfinished_jobs, write_jobs
+from instruct_lm.io.sweep_files import unfinished_jobs, varied_keys, write_jobs
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,7 @@ def plan(master: DictConfig, folder: Path, program: str) -> Sweep:
     names = [_folder_name(config) for config in composed]
     if len({name.casefold() for name in names}) < len(names):
         # Keys that are left out of names tell these jobs apart: from now on a key that differs is named.
-        swept = {
-            override.split("=")[0] for job in batch for override in job if not all(override in each for each in batch)
-        }
+        swept = varied_keys(batch)
         left_out = "hydra.job.config.override_dirname.exclude_keys"
         kept = [key for key in OmegaConf.select(master, left_out) if key not in swept]
         with read_write(master), open_dict(master):

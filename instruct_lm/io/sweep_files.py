@@ -36,9 +36,12 @@ def write_jobs(sweep: Path, jobs: Mapping[str, Sequence[str]]) -> None:
 def swept_keys(folder: Path) -> list[str]:
     """The keys and groups that a multirun varies, from the folder of one of its jobs; none for another run's."""
     jobs = (read_record(folder.parent / JOBS) or {}).get("jobs", {})
-    if folder.name not in jobs:
-        return []
-    varied = [each for job in jobs.values() for each in job if not all(each in other for other in jobs.values())]
+    return varied_keys(list(jobs.values())) if folder.name in jobs else []
+
+
+def varied_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The keys and groups of those overrides that not all jobs have."""
+    varied = [each for job in jobs for each in job if not all(each in other for other in jobs)]
     return list(dict.fromkeys(override.partition("=")[0].lstrip("+") for override in varied))
 
 

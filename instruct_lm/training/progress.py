@@ -1,7 +1,7 @@
 """The progress bar: loss and tokens per second within 80 columns, and what a pause is for."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -73,12 +73,7 @@ class Progress(TQDMProgressBar):
             bar.set_description_str(description)
 
 
-@contextmanager
-def saying(trainer: pl.Trainer, what: str) -> Iterator[None]:
+def saying(trainer: pl.Trainer, what: str) -> AbstractContextManager[None]:
     """The same with the bar of a trainer, if it has one."""
     bar = trainer.progress_bar_callback
-    if isinstance(bar, Progress):
-        with bar.saying(what):
-            yield
-    else:
-        yield
+    return bar.saying(what) if isinstance(bar, Progress) else nullcontext()

@@ -1,7 +1,7 @@
 """A run in TensorBoard: its curves, and for HParams what a sweep varies, with the final losses and scores."""
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -48,7 +48,9 @@ def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[st
     """
     if not trainer.is_global_zero:
         return
-    varied = [key for key in flatten(config.model_dump()) if _within(key, swept_keys(config.folder))]
+    named = {"model": "model.name", "data": "data.name", "lora": "lora.rank", "prompt": "prompt.style"}
+    swept = {named.get(key, key) for key in swept_keys(config.folder)}  # a choice by the key that names it
+    varied = [key for key in flatten(config.model_dump()) if key in swept]
     keys = dict.fromkeys([*varied, *CHIEF, *([] if varied else OTHERS)])
     values = {key: operator.attrgetter(key)(config) for key in keys}
     values["prompt_loss_weight"] = summary["prompt_loss_weight"]
@@ -66,9 +68,3 @@ def record_hparams(trainer: pl.Trainer, config: TrainConfig, summary: Mapping[st
     for event in (experiment, *session):
         trainer.logger.experiment._get_file_writer().add_summary(event)  # type: ignore[union-attr]  # a closed one opens
     trainer.logger.save()  # type: ignore[union-attr]
-
-
-def _within(key: str, swept: Iterable[str]) -> bool:
-    """Whether a key is varied: itself, or as the name of a varied choice, such as `model.name` and `lora.rank`."""
-    chosen = {"model": "model.name", "data": "data.name", "lora": "lora.rank", "prompt": "prompt.style"}
-    return any(key == chosen.get(each, each) for each in swept)
