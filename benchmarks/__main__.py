@@ -207,7 +207,7 @@ def agreement(_: argparse.Namespace) -> Tables:
     for model in ("model 1", "model 2"):
         file = f"{model.replace(' ', '-')}-response.json"
         gpt4, llama3 = load(f"scores/gpt4-{file}"), load(f"scores/llama3-8b-{file}")
-        reference = [judge.score(entry, entry[f"{model} response"].strip()).score for entry in entries]
+        reference: list[Any] = [judge.score(entry, entry[f"{model} response"].strip()).score for entry in entries]
         # Llama 3's 99 scores of model 2 lack one of the last three
         n = len(gpt4) if len(llama3) == len(gpt4) else 97
         for name, scores in (("reference", reference), ("Llama 3 8B", llama3)):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.tasks import Row, model_conf
+from instruct_lm.config import Precision
 from instruct_lm.io.conf_files import model_config
 
 Losses = list[float]
@@ -25,7 +26,7 @@ def autocast(precision: str) -> AbstractContextManager[None]:
 
 
 def train_ours(
-    size: str, batches: list[list[Row]], masked: bool, lora: int, precision: str, options: dict[str, Any]
+    size: str, batches: list[list[Row]], masked: bool, lora: int, precision: Precision, options: dict[str, Any]
 ) -> tuple[Seconds, Losses]:
     """This project: `InstructionTuner` under Lightning's trainer, as `train.py` sets it up."""
     import logging
@@ -191,7 +192,7 @@ def train_trl(
             bf16=precision == "bf16-mixed", logging_strategy="no", completion_only_loss=masked,
             **options.get("sft", {}),
         )  # fmt: skip
-        trainer = SFTTrainer(
+        trainer: Any = SFTTrainer(
             model=_transformers_model(size).to(torch.float32), args=settings, train_dataset=Dataset.from_dict(data),
             processing_class=words, callbacks=[clock], peft_config=_lora_config(size, lora) if lora else None,
         )  # fmt: skip

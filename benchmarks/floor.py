@@ -28,7 +28,7 @@ def shapes(size: str) -> list[tuple[int, int, int]]:
 def head(size: str) -> int:
     """Weights of the output head."""
     c = model_conf(size)
-    return int(c["vocab_size"]) * int(c["n_embd"])  # type: ignore[call-overload]
+    return int(c["vocab_size"]) * int(c["n_embd"])
 
 
 def packed_tokens(batch: list[Row]) -> int:

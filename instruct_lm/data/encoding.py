@@ -62,7 +62,7 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, apart: bool = F
     for i, piece in enumerate(pieces):
         if piece.ends:
             encode_run()
-            ids[i].append(tokenizer.control_tokens.get(piece.text, tokenizer.end_of_text))
+            ids[i].append(tokenizer.end_token(piece.text))
         elif piece.own:
             for text, control in _split(tokenizer, piece.text):
                 if text:

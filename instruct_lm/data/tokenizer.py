@@ -35,8 +35,8 @@ class Tokenizer:
         name: The kind: `gpt2`, `gguf-smollm`, `bytes`, `tokenizer.json`.
         vocab_size: Highest id + 1, control tokens included.
         control_tokens: The text of each special or otherwise added token → its id.
-        end_of_text: The id that ends a response in training: that of `<|endoftext|>` if it is a control token, else of
-            the `eos_token` of the model's files.
+        end_of_text: The id that ends a response where the prompt style names no token for it: that of `<|endoftext|>`
+            if it is a control token, else of the `eos_token` of the model's files.
         stop_tokens: The ids that end a response in generation: `end_of_text` and all that the files name.
         bos: The id that upstream's tokenizer puts before every text; None if it puts none.
         chat_template: The model's Jinja template.
@@ -97,9 +97,13 @@ class Tokenizer:
         parts = (self._full.to_str(), self.end_of_text, sorted(self.stop_tokens), self.bos)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def end_token(self, end: str) -> int:
+        """The id that ends a response in training: the control token `end` of a prompt style, else `end_of_text`."""
+        return self.control_tokens.get(end, self.end_of_text)
+
     def stop_tokens_with(self, end: str) -> frozenset[int]:
-        """The ids that end a response in a prompt style: `stop_tokens`, and the control token `end`, if it is one."""
-        return self.stop_tokens | ({self.control_tokens[end]} if end in self.control_tokens else set())
+        """The ids that end a response in generation: `stop_tokens` and the `end_token` of the prompt style."""
+        return self.stop_tokens | {self.end_token(end)}
 
     def definition(self) -> dict[str, Any]:
         """The content of a `tokenizer.json`, control tokens that other files name included."""

@@ -100,7 +100,7 @@ def _use(config: ExportConfig, folder: Path) -> Iterator[str]:
             f"PEFT adds it to its base, {public_source(config.model.weights)}. A base that is no "
             f"repository on the hub can be written with `python -m instruct_lm.export model=… output_dir=base`."
         )
-        yield _block(_PEFT.format(base=_base_name(config)), "python")
+        yield _block(_PEFT.format(base=_base_arguments(config)), "python")
     else:
         yield _block(_TRANSFORMERS, "python")
     yield (
@@ -121,8 +121,9 @@ _PEFT = """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-base, folder = {base}, "."  # the base model, and this folder
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+folder = "."  # this folder
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 messages = [{{"role": "user", "content": "Name a colour."}}]
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -130,10 +131,13 @@ made = model.generate(**ids, generation_config=GenerationConfig.from_pretrained(
 print(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
-def _base_name(config: ExportConfig) -> str:
-    # A single file on the hub, such as a GGUF file, is exported first, too.
+def _base_arguments(config: ExportConfig) -> str:
+    """The base as Python's arguments of `from_pretrained`."""
     base = hub_name(config.model.weights)
-    return json.dumps(base.repository if base and not base.file else "base")
+    if base is None or base.file:  # a single file on the hub, such as a GGUF file, is exported first, too
+        return '"base"'
+    revision = f", revision={json.dumps(base.revision)}" if base.revision else ""
+    return json.dumps(base.repository) + revision
 
 
 def _prompt(responder: Responder) -> str:

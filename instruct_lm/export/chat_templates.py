@@ -18,9 +18,7 @@ _ROLES = ("user assistant user assistant", "system user assistant", "user assist
 
 def end_text(style: PromptStyle | None, tokenizer: Tokenizer) -> str:
     """The text of the token that ends a response in training; of the tokenizer's own without a style."""
-    if style is not None and style.end in tokenizer.control_tokens:
-        return style.end
-    return tokenizer.decode([tokenizer.end_of_text])
+    return tokenizer.decode([tokenizer.end_token(style.end if style else "")])
 
 
 def jinja_template(style: PromptStyle, tokenizer: Tokenizer) -> str:

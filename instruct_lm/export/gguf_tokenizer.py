@@ -46,7 +46,7 @@ def tokenizer_metadata(
         known = f"none of {', '.join(PRE_TOKENIZERS)}, which are written here"
         raise InputError(f"the tokenizer {tokenizer.name} splits texts into words in a way that is {known}. {remedy}.")
     tokens, kinds = _tokens(definition, vocab_size)
-    eos = tokenizer.control_tokens.get(style.end, tokenizer.end_of_text)
+    eos = tokenizer.end_token(style.end)
     ids: dict[str, int | None] = {"eos": eos, **_other_ends(set(stop_tokens) - {eos}, tokens)}
     named = {name: tokenizer.control_tokens.get(text) for name, text in tokenizer.template_variables.items()}
     ids |= {"padding": named.get("pad_token"), "unknown": named.get("unk_token")}

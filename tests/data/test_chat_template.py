@@ -18,7 +18,7 @@ from instruct_lm.data.encoded import loss_weights
 from instruct_lm.data.encoding import encode_conversations, encode_pieces
 from instruct_lm.data.pieces import Kind, prompt_pieces
 from instruct_lm.data.prompts import get_style
-from instruct_lm.data.tokenizer import load_tokenizer
+from instruct_lm.data.tokenizer import Tokenizer, load_tokenizer
 from instruct_lm.errors import InputError
 from tests.data.hub_tokenizers import KINDS, train, write_folder
 
@@ -85,6 +85,7 @@ class Bytes:
     """One token a byte, with control tokens."""
 
     name, bos, end_of_text, control_tokens = "bytes", None, 0, {text: 1000 + i for i, text in enumerate(CONTROL)}
+    end_token = Tokenizer.end_token
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

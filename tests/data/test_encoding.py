@@ -14,7 +14,7 @@ from instruct_lm.data.encoded import EncodedExample, loss_weights, resolve_promp
 from instruct_lm.data.encoding import encode_cached, encode_conversations, encode_pieces
 from instruct_lm.data.pieces import Kind, Piece, prompt_pieces, prompt_text
 from instruct_lm.data.prompts import ALPACA, CHATML, PHI3, STYLES, PlainStyle
-from instruct_lm.data.tokenizer import END_OF_TEXT, load_tokenizer
+from instruct_lm.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from instruct_lm.data.tokenizer_definition import PRE_TOKENIZERS, bpe_definition, byte_symbols, without_added
 from instruct_lm.errors import InputError
 from tests.data import gpt2_file
@@ -151,6 +151,7 @@ def test_no_row_is_too_long_or_without_response_and_every_entry_is_accounted_for
 def test_a_response_without_tokens_is_dropped_and_counted():
     class Deaf:  # stands for SmolLM2's vocabulary, in which a few control characters have no token
         name, end_of_text, bos, control_tokens = "deaf", END, None, {}
+        end_token = Tokenizer.end_token
 
         def encode_parts(self, texts):
             return [[i for i in ids(text) if i != 4] for text in texts]
@@ -344,6 +345,7 @@ def test_a_prompt_has_the_ids_of_its_whole_text(hub_tokenizer, instruction, resp
 def test_a_token_across_pieces_belongs_to_the_first():
     class Pairs:  # one token for two characters
         name, bos, end_of_text, control_tokens = "pairs", None, END, {}
+        end_token = Tokenizer.end_token
 
         def encode_parts(self, texts):
             ends = [0, *accumulate(map(len, texts))]
@@ -417,6 +419,7 @@ class Together:
     """Notes which texts are encoded together; each has one token."""
 
     bos, end_of_text, control_tokens = None, 0, {"|": 1}
+    end_token = Tokenizer.end_token
 
     def __init__(self):
         self.runs = []
@@ -531,6 +534,7 @@ def test_a_limit_that_the_style_alone_fills_is_named():
 def test_a_tokenizers_bos_begins_every_row_once():
     class WithBos:
         name, bos, end_of_text, control_tokens = "b", 1, END, {}
+        end_token = Tokenizer.end_token
 
         def encode_parts(self, texts):
             return [ids(text) for text in texts]

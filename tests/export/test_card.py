@@ -94,12 +94,17 @@ def test_a_score_says_how_many_entries_it_is_of_and_no_path_of_its_judge(tmp_pat
 
 @pytest.mark.parametrize(
     ("weights", "base"),
-    [("hf:a/b@main", "a/b"), ("hf:a/b", "a/b"), ("hf:a/b-GGUF@main/q8.gguf", "base"), ("/home/x/base", "base")],
+    [
+        ("hf:a/b@1a2b", '"a/b", revision="1a2b"'),
+        ("hf:a/b", '"a/b"'),
+        ("hf:a/b-GGUF@main/q8.gguf", '"base"'),
+        ("/home/x/base", '"base"'),
+    ],
 )
 def test_the_adapters_code_names_a_base_that_transformers_loads(tmp_path: Path, weights: str, base: str) -> None:
     config = typed("export", "model=gpt2-tiny", f"model.weights={weights}").model_copy(update={"format": "peft"})
     text = model_card("run", config, "f32", RESPONDER, tmp_path, None)
-    assert f'base, folder = "{base}", "."' in text
+    assert f"base = AutoModelForCausalLM.from_pretrained({base})\n" in text
 
 
 def test_the_prompt_is_shown_with_its_end_token(tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def serving() -> Iterator[Server]:
 
 
 def place(server: Server, fetcher: Fetcher, name: str = "model.bin") -> Path:
+    assert fetcher.cache_dir is not None
     return fetcher.cache_dir / "http" / f"127.0.0.1%3A{server.server_port}" / name
 
 
