@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> int:
         clear_dead_start(config.folder)
     if processes.is_first():
         (config.folder / SUMMARY).unlink(missing_ok=True)  # of a run that now goes on
-    divergence, throughput = Divergence(), Throughput(memory=own_peak)
+    divergence, throughput = Divergence(), Throughput(started, own_peak)
     callbacks = [divergence, throughput, SampleResponses(data.splits.validation[:4])]
     trainer = make_trainer(config, accelerator, callbacks, run, checkpoint.step if checkpoint else 0)
     with redirect_stdout(sys.stderr):  # the progress bar's; stdout is for results
@@ -104,7 +104,6 @@ def train(config: TrainConfig) -> int:
         "epochs": epochs_done(trainer),
         "steps": trainer.global_step,
         "ended": why_ended(trainer),
-        "seconds": round(time.perf_counter() - started, 1),
         **throughput.summary(),
         "peak_memory_gb": round(peak_memory(device) / 1e9, 2) if own_peak else None,
         "before": divergence.before,

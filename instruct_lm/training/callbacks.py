@@ -23,16 +23,18 @@ class Throughput(Callback):
     """Logs ``train/tokens_seen``, ``train/tokens_per_second`` (both without padding) and ``train/memory_gb``.
 
     Args:
+        started: When the command began, by `time.perf_counter`.
         memory: Whether the peak is this run's own; else it is not logged.
 
     Attributes:
         tokens, seconds: Of all training steps so far, those before a resume included; validation and checkpoints do not
             count.
+        earlier: Seconds that earlier commands of the run took until the checkpoint.
     """
 
-    def __init__(self, memory: bool = True) -> None:
-        self.memory = memory
-        self.tokens, self.seconds = 0, 0.0
+    def __init__(self, started: float, memory: bool = True) -> None:
+        self.started, self.memory = started, memory
+        self.tokens, self.seconds, self.earlier = 0, 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Say where training begins."""
@@ -54,15 +56,20 @@ class Throughput(Callback):
     def summary(self) -> dict[str, float]:
         """The totals in figures of a run's summary."""
         rate = self.tokens / max(self.seconds, 1e-9)
-        return {"train_seconds": round(self.seconds, 1), "tokens_per_second": round(rate, 1)}
+        seconds = {"seconds": round(self._elapsed(), 1), "train_seconds": round(self.seconds, 1)}
+        return seconds | {"tokens_per_second": round(rate, 1)}
 
     def state_dict(self) -> dict[str, Any]:
         """The totals."""
-        return {"tokens": self.tokens, "seconds": self.seconds}
+        return {"tokens": self.tokens, "seconds": self.seconds, "elapsed": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the totals of a checkpoint."""
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self.earlier = state_dict.get("elapsed", self.seconds)  # older checkpoints lack it
+
+    def _elapsed(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
 
 
 class Patience(EarlyStopping):

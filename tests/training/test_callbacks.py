@@ -53,23 +53,23 @@ def test_samples_are_short_greedy_and_one_row_each(monkeypatch: pytest.MonkeyPat
     assert written[1][2] == 0  # before training
 
 
-def test_throughput_counts_tokens_and_seconds_of_steps_alone_also_after_a_resume(
+def test_throughput_counts_tokens_and_seconds_of_steps_and_of_the_whole_run_also_after_a_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter([10.0, 12.0, 50.0, 51.0])
+    clock = iter([8.0, 10.0, 12.0, 14.0, 50.0, 51.0, 53.0])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(callbacks, "peak_memory", lambda device: 3e9)
     logged: list[tuple[str, float]] = []
     module = SimpleNamespace(device=None, log=lambda name, value, **_: logged.append((name, value)))
-    throughput = Throughput()
-    for tokens in (30, 70):
-        resumed = Throughput()
+    throughput = Throughput(started=8.0)
+    for tokens, started in ((30, 8.0), (70, 48.0)):
+        resumed = Throughput(started)
         resumed.load_state_dict(throughput.state_dict())
         throughput = resumed
         throughput.on_train_batch_start()
         throughput.on_train_batch_end(None, module, None, SimpleNamespace(n_tokens=tokens), 0)  # type: ignore[arg-type]
     assert (throughput.tokens, throughput.seconds) == (100, 3.0)
-    assert throughput.summary() == {"train_seconds": 3.0, "tokens_per_second": 33.3}
+    assert throughput.summary() == {"seconds": 11.0, "train_seconds": 3.0, "tokens_per_second": 33.3}
     memory = ("train/memory_gb", 3.0)
     first = [("train/tokens_per_second", 15.0), ("train/tokens_seen", 30.0), memory]
     assert logged == [*first, ("train/tokens_per_second", 70.0), ("train/tokens_seen", 100.0), memory]

@@ -87,7 +87,7 @@ def train(config: TrainConfig, first: Sequence[pl.Callback] = (), last: Sequence
     tuner = build.build_tuner(config, build.build_model(config, fetcher), tokenizer)
     checkpoint = sound_checkpoint(config.folder)
     divergence = Divergence()
-    callbacks = [divergence, Throughput(), *first]
+    callbacks = [divergence, Throughput(0.0), *first]
     trainer = make_trainer(config, "cpu", callbacks, None, checkpoint.step if checkpoint else 0)
     trainer.callbacks.extend(last)
     if checkpoint is None:
