@@ -118,7 +118,7 @@ class ModelConfig(Group):
 class DataConfig(Group):
     """The entries, their splits and their batches."""
 
-    name: Text = Field(description="the name in summaries and reports")
+    name: Text = Field(description="the name in summaries and reports; with another source: its file's")
     source: Source = Field(description="a source, or sample: the entries that come with the package")
     sha256: Sha256 | None = Field(description="its hash; null: no check")
     columns: dict[DataField, Text] | None = Field(description="our key: the file's, as {instruction: question}")

@@ -31,6 +31,7 @@ from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.locks import own, release
 from instruct_lm.io.network import DownloadError
 from instruct_lm.io.run_files import LAST
+from instruct_lm.io.sources import file_stem
 from instruct_lm.io.sweep_files import read_job, write_job
 
 log = logging.getLogger(__name__)
@@ -201,6 +202,9 @@ def prepare(name: str, cfg: DictConfig) -> CommonConfig:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {_first_line(error)}. Give it a plain value.") from error
+    if "data.source" in given and "data.name" not in given:  # a name belongs to its source, too
+        values["data"]["name"] = file_stem(str(values["data"]["source"]))
+        given.append("data.name")
     if sweep and processes.is_first():
         own(folder)  # against a command that resumes this job alone
     if sweep and name == "train" and runs.is_begun(folder):  # by an earlier call of the same sweep

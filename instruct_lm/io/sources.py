@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -78,6 +78,17 @@ def hub_name(source: str | None) -> HubName | None:
         return None
     data, owner, repo, revision, file = match.groups()
     return HubName(bool(data), f"{owner}/{repo}", revision, file or "")
+
+
+def file_stem(source: str) -> str:
+    """The name of a source's file, without its folder or address and its suffix.
+
+    Example:
+        >>> file_stem("hf:datasets/me/mine@main/train.jsonl"), file_stem("https://host/my.json?raw=1")
+        ('train', 'my')
+    """
+    address = source.partition("?")[0] if "://" in source else source
+    return PurePath(re.split(r"[/\\]", address.rstrip("/\\"))[-1]).stem or source
 
 
 def parse_source(source: str) -> Remote | Path:

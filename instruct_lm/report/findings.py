@@ -75,8 +75,10 @@ def summary(contrasts: Sequence[Contrast]) -> str:
         by = f"by {amounts[0]:.1f} to {amounts[-1]:.1f}{first.unit}"
         each = f"each {_at_most(max(contrast.p_value for contrast in found))}{first.adjusted}"
         return f"All {k} settings are {first.verdict} than {base}, {by}, {each}.{note}"
-    told = "; ".join(f"{c.setting.name} is {c.verdict} by {c.amount}, {p_text(c.p_value)}" for c in found)
     rest = f" For the other {len(others)}, no difference that {first.evidence} can show." if others else ""
+    if len(found) == 1:
+        return found[0].sentence + rest
+    told = "; ".join(f"{c.setting.name} is {c.verdict} by {c.amount}, {p_text(c.p_value)}" for c in found)
     return f"{len(found)} of {k} settings differ from {base}{first.adjusted}: {told}.{rest}{note}"
 
 

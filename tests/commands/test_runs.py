@@ -83,6 +83,19 @@ def test_a_known_hash_is_not_held_against_another_source(run: Any, args: tuple[s
     assert load_run_config(run(*args)).data.sha256 == expected
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ((), "instruction"),
+        (("data=sample",), "sample"),
+        (("data.source=entries.json",), "entries"),
+        (("data.source=entries.json", "data.name=mine"), "mine"),
+    ],
+)
+def test_another_source_has_its_own_name(run: Any, args: tuple[str, ...], expected: str) -> None:
+    assert load_run_config(run(*args)).data.name == expected
+
+
 def test_other_weights_keep_the_tokenizer_of_their_model(command: Any) -> None:
     known = command("train", "model=smollm2-135m")[2][0].model
     other = command("train", "model=smollm2-135m", "model.weights=other.gguf")[2][0].model
@@ -214,9 +227,9 @@ def test_long_texts_have_names_of_their_own() -> None:
 
 def test_of_a_dead_start_neither_curves_nor_weights_are_left(tmp_path: Path) -> None:
     for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "tensorboard/events", "train.log"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    clear_dead_start(tmp_path)
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    clear_dead_start(tmp_path / "run")
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["config.yaml", "train.log"]
 
@@ -304,6 +317,7 @@ def test_a_run_may_be_evaluated_on_other_data(run: Any, command: Any) -> None:
     assert (seen[0].data.source, seen[0].data.limit, seen[0].model.name) == ("sample", 20, "gpt2-tiny")
     _, _, seen = command("evaluate", "run=run", "data.source=entries.json", "data.limit=20")
     assert (seen[0].data.source, seen[0].data.sha256) == (str(Path("entries.json").resolve()), None)
+    assert seen[0].data.name == "entries"
 
 
 def test_a_folder_has_one_owner_at_a_time(run: Any, command: Any, tmp_path: Path) -> None:

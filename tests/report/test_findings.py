@@ -56,6 +56,12 @@ def test_settings_that_differ_are_named_and_the_others_counted(tmp_path: Path) -
     )
     assert answer.endswith("For the other 1, no difference that 40 entries can show.")
     assert untuned.startswith("4 of 4 settings differ from untuned")  # one is worse
+    one, _ = findings.sentences(sweep(tmp_path / "one", {0.1: 0, 0.3: -30, 1: 0}))
+    assert re.fullmatch(
+        r"prompt weight=0\.3 is worse than prompt weight=0\.1 by 30\.0 ± \d\.\d, p < 0\.001 \(Holm, 2 comparisons\)\. "
+        r"For the other 1, no difference that 40 entries can show\.",
+        one,
+    )
 
 
 def test_two_trained_settings_and_a_single_evaluation_have_their_sentences(tmp_path: Path) -> None:
