@@ -84,11 +84,12 @@ def file_stem(source: str) -> str:
     """The name of a source's file, without its folder or address and its suffix.
 
     Example:
-        >>> file_stem("hf:datasets/me/mine@main/train.jsonl"), file_stem("https://host/my.json?raw=1")
+        >>> file_stem("hf:datasets/me/mine@main/train.jsonl.gz"), file_stem("https://host/my.json?raw=1")
         ('train', 'my')
     """
     address = source.partition("?")[0] if "://" in source else source
-    return PurePath(re.split(r"[/\\]", address.rstrip("/\\"))[-1]).stem or source
+    name = re.split(r"[/\\]", address.rstrip("/\\"))[-1]
+    return PurePath(name.removesuffix(".gz")).stem or source
 
 
 def parse_source(source: str) -> Remote | Path:
