@@ -1,5 +1,6 @@
 """The progress bar: loss and tokens per second within 80 columns, and what a pause is for."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -36,18 +37,24 @@ class Progress(TQDMProgressBar):
         """Show the epoch that is resumed: Lightning begins none in its middle."""
         super().on_train_start(trainer, *args)
         if trainer.fit_loop.restarted_mid_epoch:
-            self.on_train_epoch_start(trainer)
+            # Not `completed`: a checkpoint that is written in on_train_batch_end does not count its batch as such yet.
+            self._show_epoch(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            self.train_progress_bar.refresh()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Count the batches of this epoch, those done before a resume too; it may end in its middle."""
-        super().on_train_epoch_start(trainer, *args)
-        bar = self.train_progress_bar
-        bar.n = bar.initial = done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if trainer.max_steps > 0 and bar.total is not None:
-            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-            bar.total = min(bar.total, done + left)
+        """Count the batches of this epoch, and its time."""
+        self._show_epoch(trainer, 0)
+        self.train_progress_bar.reset()
+
+    def _show_epoch(self, trainer: pl.Trainer, done: int) -> None:
+        """Name the epoch, of which so many batches were done before a resume; it may end in its middle."""
+        bar, total = self.train_progress_bar, self.total_train_batches
+        if trainer.max_steps > 0:
+            total = min(total, done + (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+        bar.total = None if math.isinf(total) else total
+        bar.n = bar.initial = done
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-        bar.set_description(f"epoch {trainer.current_epoch + 1}{last}")
+        bar.set_description(f"epoch {trainer.current_epoch + 1}{last}", refresh=False)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int, *args: Any
