@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from instruct_lm.fast import linear, processor
+from tests.conftest import ROOT
 
 CPUINFO = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -86,6 +87,7 @@ def test_onednn_may_be_told_not_to_use_them(
 NATIVE = """
 import torch
 from instruct_lm.fast import linear, processor
+from tests.conftest import ROOT
 assert linear.HAS_BF16
 x, weight = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16() for shape in ((99, 300), (70, 300)))
 exact = x.double() @ weight.double().T
@@ -95,11 +97,24 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
-def test_the_instructions_themselves_round_once() -> None:
-    """The tests run without them (`tests/conftest.py`), so that their fp32 is fp32 on every processor."""
+def with_instructions(*command: str) -> str:
+    """What a command of Python's prints where oneDNN may use them, which `tests/conftest.py` forbids.
+
+    Without them fp32 is the default on every processor, and the tests' references are in fp32.
+    """
     if processor.flags().isdisjoint(processor.BF16_FLAGS):
         pytest.skip("this processor has no bf16 instructions")
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_MAX_CPU_ISA")}
-    done = subprocess.run([sys.executable, "-c", NATIVE], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0.98
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "ALL"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_instructions_themselves_round_once() -> None:
+    assert float(with_instructions("-c", NATIVE)) > 0.98
+
+
+def test_mixed_precision_is_as_near_to_fp32_with_the_instructions() -> None:
+    assert "passed" in with_instructions("-m", "pytest", "-k", "native", "tests/fast/test_mixed.py")
