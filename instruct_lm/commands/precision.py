@@ -72,7 +72,7 @@ def default(accelerator: str) -> tuple[str, str]:
     if processes.launcher() is not None:
         return "32-true", "each process would measure for itself; device.precision=bf16-mixed sets it for all"
     single, half = (processor.product_rate(dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
-    found = f"this CPU multiplies at {half:.0f} GFLOP/s in bf16 and {single:.0f} in fp32"
+    found = f"a core of this CPU multiplies at {half:.0f} GFLOP/s in bf16 and {single:.0f} in fp32"
     if half < PAYS * single:
         return "32-true", found
     return "bf16-mixed", f"{found}; device.precision=32-true computes in fp32"

@@ -55,17 +55,21 @@ def test_other_systems_have_no_flags(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_rate_is_the_arithmetic_over_the_median_time(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    now, asked = [0.0], []
+    now, passed, asked, threads = [0.0], [0.0], [], torch.get_num_threads()
 
     def product(x: torch.Tensor, weight: torch.Tensor) -> None:
         asked.append((x.shape, weight.shape, x.dtype))
         now[0] += 5.0 if len(asked) == 3 else 0.02  # one of them is disturbed
+        passed[0] += 1.0  # most of which other processes had
+        assert torch.get_num_threads() == 1
 
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: passed[0])
     monkeypatch.setattr(linear, "product", product)
     # 256 tokens by 1024 × 1024 weights, a multiplication and an addition each
     assert processor.product_rate(dtype, seconds=6.0) == pytest.approx(2 * 256 * 1024 * 1024 / 0.02)
     assert set(asked) == {((256, 1024), (1024, 1024), dtype)}
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
