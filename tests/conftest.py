@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is a reference here, never a downloader
 # References are in fp32: without bf16 instructions that is the default of every command, whatever the processor.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
 
 import hypothesis
 import pytest

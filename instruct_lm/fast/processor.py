@@ -68,7 +68,7 @@ def product_rate(dtype: torch.dtype, seconds: float = 0.15) -> float:
 def median_rate(
     amount: float, work: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """How much of something is done a second: the median of the rounds of that many seconds, at least one."""
+    """How much is done in a second of the clock: the median of the rounds of that many real seconds, at least one."""
     rates: list[float] = []
     end = time.perf_counter() + seconds
     while not rates or time.perf_counter() < end:

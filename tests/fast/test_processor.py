@@ -91,7 +91,6 @@ def test_onednn_may_be_told_not_to_use_them(
 NATIVE = """
 import torch
 from instruct_lm.fast import linear, processor
-from tests.conftest import ROOT
 assert linear.HAS_BF16
 x, weight = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16() for shape in ((99, 300), (70, 300)))
 exact = x.double() @ weight.double().T
@@ -121,4 +120,4 @@ def test_the_instructions_themselves_round_once() -> None:
 
 
 def test_mixed_precision_is_as_near_to_fp32_with_the_instructions() -> None:
-    assert "passed" in with_instructions("-m", "pytest", "-k", "native", "tests/fast/test_mixed.py")
+    assert "passed" in with_instructions("-m", "pytest", "--noconftest", "-k", "native", "tests/fast/test_mixed.py")
