@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import entrants, machine, rounds
+from benchmarks.measuring import busy_programs, entrants, machine, rounds
 from benchmarks.tasks import ROOT, rows
 from instruct_lm.errors import RunError
 from instruct_lm.io.files import write_json
@@ -136,6 +137,28 @@ def generation_table(found: dict[str, list[dict[str, Any]]]) -> Table:
     return table
 
 
+def busy(args: argparse.Namespace) -> Tables:
+    """This project alone and beside programs that use all cores, by how long its threads spin while they wait."""
+    spins = {"10,000, this project's": {}, "300,000, libgomp's own": {"GOMP_SPINCOUNT": "300000"}}
+    size, cores = args.sizes[-1], os.cpu_count() or 1
+    ours = {"contender": "ours", "precision": "32-true", "size": size}
+    train = {"task": "train", "masked": False, "warmup": args.warmup, "steps": args.steps}
+    answer = {"task": "generate", "prompts": 8, "new_tokens": 16}
+    table = []
+    for programs in (0, cores):
+        with busy_programs(programs):
+            steps, answers = (
+                rounds({name: {**ours, **task, "env": env} for name, env in spins.items()}, args.rounds)
+                for task in (train, answer)
+            )
+        for name in spins:
+            seconds = statistics.median(s for r in steps[name] for s in r["seconds"])
+            rate = statistics.median(r["tokens_per_second"] for r in answers[name])
+            row = {"programs beside it": programs, "spins": name, "s/step": f"{seconds:.2f}", "tokens/s": f"{rate:.1f}"}
+            table.append(row)
+    yield f"training step, and answers to 8 prompts, beside other programs, {size}, fp32, {cores} cores", table
+
+
 def startup(args: argparse.Namespace) -> Tables:
     """From the command to the first training step of the demo model, files cached; and --help."""
     table = []
@@ -222,6 +245,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Tables]] = {
     "memory": memory,
     "generation": generation,
     "long": long_examples,
+    "busy": busy,
     "startup": startup,
     "tokens": tokens,
     "agreement": agreement,

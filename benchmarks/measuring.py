@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,11 +23,25 @@ def measure(request: dict[str, Any]) -> dict[str, Any] | None:
     """Run a worker; None if the contender cannot run here, with the reason on stderr."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(request)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env.pop("GOMP_SPINCOUNT", None)  # this process's, by instruct_lm: peers keep torch's own
+    env |= request.get("env", {})
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"  {request['contender']}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@contextmanager
+def busy_programs(n: int) -> Iterator[None]:
+    """Run ``n`` programs that use a core each."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def rounds(requests: dict[str, dict[str, Any]], n: int) -> dict[str, list[dict[str, Any]]]:

@@ -76,6 +76,9 @@ def summary(contrasts: Sequence[Contrast]) -> str:
         each = f"each {_at_most(max(contrast.p_value for contrast in found))}{first.adjusted}"
         return f"All {k} settings are {first.verdict} than {base}, {by}, {each}.{note}"
     rest = f" For the other {len(others)}, no difference that {first.evidence} can show." if others else ""
+    if len(others) == 1:
+        size = f"{others[0].size}, {p_text(others[0].p_value)}"
+        rest = f" For {others[0].setting.name}, no difference that {first.evidence} can show: {size}."
     if len(found) == 1:
         return found[0].sentence + rest
     told = "; ".join(f"{c.setting.name} is {c.verdict} by {c.amount}, {p_text(c.p_value)}" for c in found)

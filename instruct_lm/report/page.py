@@ -60,7 +60,7 @@ def _differences(comparison: Comparison, contrasts: Sequence[Contrast], part: st
             interval = found.mean, found.low, found.high
             number = comparison.settings.index(contrast.setting)
             rows.append((contrast.setting.name, interval, difference_text(found), number))
-    label = f"difference in {LABELS[metric]} from {charts.clipped(baseline, 24)}, {part or '95% interval'}"
+    label = f"difference in {LABELS[metric]} from {charts.clipped(baseline, 32)}, {part or '95% interval'}"
     return charts.Intervals(f"Differences from {baseline}{part and f', {part}'}", rows, label, zero=True)
 
 

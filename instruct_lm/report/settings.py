@@ -112,7 +112,10 @@ def words(key: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A configuration value as the user types it on the command line."""
+    """A configuration value as the user types it on the command line: `0.25`, `5e-4`, `true`."""
+    if isinstance(value, float) and (0 < abs(value) < 1e-3 or "e" in f"{value:g}"):
+        digits, power = f"{value:e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")

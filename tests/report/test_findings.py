@@ -15,6 +15,7 @@ from instruct_lm.report import findings
 from instruct_lm.report.comparison import Comparison, compare
 from instruct_lm.report.evaluations import collect
 from instruct_lm.report.page import render
+from instruct_lm.report.settings import value_text
 from instruct_lm.report.side_by_side import by_disagreement, side_by_side
 
 from .run_folders import config_of, write_evaluation, write_run
@@ -54,12 +55,14 @@ def test_settings_that_differ_are_named_and_the_others_counted(tmp_path: Path) -
     assert re.search(
         r"prompt weight=0\.3 is worse by 30\.0 ± \d\.\d, p < 0\.001; prompt weight=1 is better by 20", answer
     )
-    assert answer.endswith("For the other 1, no difference that 40 entries can show.")
+    assert re.search(
+        r"For prompt weight=0\.1, no difference that 40 entries can show: \+0\.5 ± \d\.\d, p = [01]\.\d\d\.$", answer
+    )
     assert untuned.startswith("4 of 4 settings differ from untuned")  # one is worse
     one, _ = findings.sentences(sweep(tmp_path / "one", {0.1: 0, 0.3: -30, 1: 0}))
     assert re.fullmatch(
         r"prompt weight=0\.3 is worse than prompt weight=0\.1 by 30\.0 ± \d\.\d, p < 0\.001 \(Holm, 2 comparisons\)\. "
-        r"For the other 1, no difference that 40 entries can show\.",
+        r"For prompt weight=1, no difference that 40 entries can show: 0\.0 ± 0\.0, p = 1\.00\.",
         one,
     )
 
@@ -154,7 +157,7 @@ def test_full_fine_tuning_and_lora_are_called_so_whatever_the_untuned_model_diff
         config = config_of(lora={"rank": rank}, optimizer={"lr": rate})
         write_run(tmp_path / "sweep" / str(rank), ["x"] * N, BASE.tolist(), config=config)
     names = [s.name for s in compare(collect([str(tmp_path / "untuned"), str(tmp_path / "sweep")])[0]).settings]
-    assert names == ["untuned", "full fine-tuning, lr=5e-05", "LoRA rank=8, lr=0.0002"]
+    assert names == ["untuned", "full fine-tuning, lr=5e-5", "LoRA rank=8, lr=2e-4"]
 
 
 @pytest.mark.parametrize(
@@ -200,3 +203,11 @@ def test_tables_fit_the_terminal_and_say_what_they_leave_out(
     assert "A wider terminal, --md and --html show: " in out
     assert "A wider terminal" not in (tmp_path / "r.md").read_text(encoding="utf-8")
     assert out.rindex("setting  ") < out.index("All 2 settings are better")  # the verdict comes last
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5e-5, "5e-5"), (-2.5e-4, "-2.5e-4"), (0.001, "0.001"), (0.25, "0.25"), (1e6, "1e6"), (0.0, "0"), (True, "true")],
+)
+def test_numbers_are_written_as_people_type_them(value: object, text: str) -> None:
+    assert value_text(value) == text
