@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m instruct_lm.report", description=__doc__, epilog=example)
     runs = (
         "a run whose test split was evaluated, an evaluation's own folder, or a multirun with all its runs, of which "
-        "those that differ in the seed alone are grouped"
+        "those that differ in the seed alone are grouped, and its untuned models"
     )
     parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)

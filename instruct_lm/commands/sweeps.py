@@ -196,22 +196,19 @@ def conclude(sweep: Sweep, ended: BaseException | None, compare: Callable[[Path]
         raise (InputError if refused else RunError)(message)
 
 
-def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
+def evaluate_run(run: Path, checkpoint: str = "best") -> None:
     """Call `evaluate.py run=… checkpoint=…` in a process of its own, unless its results are there already.
 
     Args:
         run: The folder of a complete run.
         checkpoint: `best` or `untuned`.
 
-    Returns:
-        The evaluation's folder.
-
     Raises:
         RunError: The evaluation failed; the message says how to go on.
     """
     folder = run / "evaluation" / ("test" if checkpoint == "best" else f"test-{checkpoint}")
     if not processes.is_first() or evaluation_is_current(run, folder, checkpoint):
-        return folder
+        return
     config = load_run_config(run)
     gc.collect()
     if config.fast:
@@ -227,7 +224,6 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     status = subprocess.run(line, env=plain_environment(), check=False).returncode
     if status:
         raise RunError(f"Evaluating {shown(run)} ended with status {status}. Go on with: {shown_command}")
-    return folder
 
 
 def compare_runs(sweep: Path) -> None:
@@ -248,6 +244,7 @@ def compare_runs(sweep: Path) -> None:
         config = load_run_config(run)
         settings = attrgetter("model", "prompt", "generation", "device.precision", "data.source", *SPLIT_KEYS)(config)
         first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
-    untuned = [str(evaluate_run(run, UNTUNED)) for run in first.values()]
+    for run in first.values():
+        evaluate_run(run, UNTUNED)
     page = sweep / "report.html"
-    report.write_report([*untuned, str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))
+    report.write_report([str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))

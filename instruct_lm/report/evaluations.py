@@ -21,7 +21,7 @@ from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.files import content_hash
 from instruct_lm.io.records import read_record
-from instruct_lm.io.run_files import CONFIG_FILE, RESPONSES, SCORES, SUMMARY, UNTUNED
+from instruct_lm.io.run_files import CONFIG_FILE, JOBS, RESPONSES, SCORES, SUMMARY, UNTUNED
 from instruct_lm.io.sweep_files import unfinished_jobs
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
@@ -129,16 +129,17 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             evaluated, or of a folder (a multirun) that holds such.
 
     Returns:
-        The evaluations, in the order given, those of a folder by their job numbers; and the complete runs of such
-        folders that are not evaluated yet.
+        The evaluations, in the order given, those of a folder by their job numbers, behind those of the untuned models
+        that a multirun's jobs hold; and the complete runs of such folders that are not evaluated yet.
 
     Raises:
         InputError: A path that holds no complete evaluation; a NotEvaluatedError names the run to evaluate.
     """
     chosen: list[tuple[Path, str, bool]] = []  # arguments of `load`
     waiting: list[Path] = []
-    for argument in arguments:
-        name, _, location = ("", "", argument) if Path(argument).exists() else argument.rpartition("=")
+    named = [("", "", each) if Path(each).exists() else each.rpartition("=") for each in arguments]
+    given = {Path(location).resolve() for _, _, location in named}
+    for argument, (name, _, location) in zip(arguments, named, strict=True):
         path = Path(location)
         if not path.is_dir():
             raise InputError(f"{path}: no such folder. Give one that train.py or evaluate.py wrote.")
@@ -153,6 +154,9 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             raise NotEvaluatedError(path, (runs or [path])[0])
         if name:
             raise InputError(f"{argument}: a folder's evaluations are named by their settings. Leave out {name}=.")
+        if (path / JOBS).is_file():
+            untuned = [folder for p in inside if (folder := _evaluation_folder(p / "evaluation" / f"test-{UNTUNED}"))]
+            chosen += [(folder, "", True) for folder in untuned if folder.resolve() not in given]
         chosen += [(folder, "", False) for folder in found]
         waiting += runs
     if len({folder.resolve() for folder, _, _ in chosen}) < len(chosen):

@@ -15,6 +15,7 @@ import pytest
 from instruct_lm.commands import report
 from instruct_lm.errors import InputError
 from instruct_lm.evaluation.statistics import bootstrap_interval, holm, paired_difference
+from instruct_lm.io.sweep_files import write_jobs
 from instruct_lm.report import charts
 from instruct_lm.report.comparison import compare, count_text, p_text, signed
 from instruct_lm.report.evaluations import collect, load
@@ -185,6 +186,17 @@ def test_trained_settings_are_compared_with_the_untuned_one_and_each_other(sweep
     assert [contrast.p_value for contrast in comparison.contrasts] == [*holm(p_values[:2]), p_values[2]]
     chosen = compare(collect([f"untuned={tmp_path / 'untuned'}", str(sweep)])[0], [names[1]])
     assert {contrast.baseline.name for contrast in chosen.contrasts} == {names[1]}
+
+
+def test_the_untuned_models_of_a_multirun_come_with_it(sweep):
+    untuned = sweep / "8_weight-0.0_seed-1" / "evaluation" / "test-untuned"
+    write_evaluation(untuned, answers(), SCORES)
+    trained = ["prompt weight=0", "prompt weight=1"]
+    assert [setting.name for setting in compare(collect([str(sweep)])[0]).settings] == trained  # no multirun: as named
+    write_jobs(sweep, {folder.name: [] for folder in sweep.iterdir()})
+    assert [setting.name for setting in compare(collect([str(sweep)])[0]).settings] == ["untuned", *trained]
+    settings = compare(collect([str(sweep), f"before={untuned}"])[0]).settings  # once, as it is given
+    assert [setting.name for setting in settings] == [*trained, "before"]
 
 
 def test_runs_given_by_themselves_are_not_put_together(sweep):
