@@ -12,7 +12,7 @@ from instruct_lm.commands.runs import find_run, is_begun
 from instruct_lm.errors import InputError
 from instruct_lm.io import processes
 from instruct_lm.io.locks import LOCK, OWNER, claim, own
-from instruct_lm.io.run_files import CONFIG_FILE, JOBS, MADE_FROM, RESPONSES
+from instruct_lm.io.run_files import CONFIG_FILE, JOBS, MADE_FROM, RESPONSES, evaluation_dir
 
 _RECORDS = (LOCK, OWNER, MADE_FROM, JOBS, "multirun.yaml")  # the last is Hydra's; JOB says how a job ended
 _made: list[Path] = []  # folders that were not there before this command, the innermost first
@@ -67,7 +67,7 @@ def evaluate_dir(
         return _taken(folder, start)
     if run is None:
         return _claimed(default, start)
-    return _taken(find_run(run) / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}"), start)
+    return _taken(evaluation_dir(find_run(run), split, checkpoint), start)
 
 
 def sweep_dir(output_dir: str | None, default: str, *, start: bool = True) -> str:

@@ -31,7 +31,7 @@ from instruct_lm.io.conf_files import CONF
 from instruct_lm.io.files import shown
 from instruct_lm.io.processes import plain_environment
 from instruct_lm.io.records import read_record
-from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED
+from instruct_lm.io.run_files import CONFIG_FILE, SUMMARY, UNTUNED, evaluation_dir
 from instruct_lm.io.sweep_files import unfinished_jobs, varied_keys, write_jobs
 
 log = logging.getLogger(__name__)
@@ -196,19 +196,22 @@ def conclude(sweep: Sweep, ended: BaseException | None, compare: Callable[[Path]
         raise (InputError if refused else RunError)(message)
 
 
-def evaluate_run(run: Path, checkpoint: str = "best") -> None:
+def evaluate_run(run: Path, checkpoint: str = "best") -> Path:
     """Call `evaluate.py run=… checkpoint=…` in a process of its own, unless its results are there already.
 
     Args:
         run: The folder of a complete run.
         checkpoint: `best` or `untuned`.
 
+    Returns:
+        The evaluation's folder.
+
     Raises:
         RunError: The evaluation failed; the message says how to go on.
     """
-    folder = run / "evaluation" / ("test" if checkpoint == "best" else f"test-{checkpoint}")
+    folder = evaluation_dir(run, checkpoint=checkpoint)
     if not processes.is_first() or evaluation_is_current(run, folder, checkpoint):
-        return
+        return folder
     config = load_run_config(run)
     gc.collect()
     if config.fast:
@@ -224,6 +227,7 @@ def evaluate_run(run: Path, checkpoint: str = "best") -> None:
     status = subprocess.run(line, env=plain_environment(), check=False).returncode
     if status:
         raise RunError(f"Evaluating {shown(run)} ended with status {status}. Go on with: {shown_command}")
+    return folder
 
 
 def compare_runs(sweep: Path) -> None:
@@ -240,11 +244,12 @@ def compare_runs(sweep: Path) -> None:
     if not processes.is_first():
         return
     first: dict[tuple[Any, ...], Path] = {}
-    for run in sorted(file.parent for file in sweep.glob(f"*/{SUMMARY}") if (file.parent / CONFIG_FILE).is_file()):
+    runs = sorted(file.parent for file in sweep.glob(f"*/{SUMMARY}") if (file.parent / CONFIG_FILE).is_file())
+    # A multirun that has grown keeps the evaluation that it has, whatever jobs now come first.
+    for run in sorted(runs, key=lambda run: not evaluation_dir(run, checkpoint=UNTUNED).is_dir()):
         config = load_run_config(run)
         settings = attrgetter("model", "prompt", "generation", "device.precision", "data.source", *SPLIT_KEYS)(config)
         first.setdefault((*settings, config.seed if config.data.shuffle else None), run)
-    for run in first.values():
-        evaluate_run(run, UNTUNED)
+    untuned = [str(evaluate_run(run, UNTUNED)) for run in first.values()]
     page = sweep / "report.html"
-    report.write_report([str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))
+    report.write_report([*untuned, str(sweep)], page, page.with_suffix(".md"), page.with_suffix(".svg"))

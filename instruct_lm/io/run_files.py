@@ -1,4 +1,4 @@
-"""Names of the files in a run folder."""
+"""Names of the files and folders in a run folder."""
 
 from pathlib import Path
 
@@ -15,3 +15,8 @@ MADE_BY = "responses.made.json"  # what determined the answers
 SCORES = "scores.jsonl"  # a line for each entry
 JOB = "job.json"  # in the folder of a multirun's job: how its last try ended
 JOBS = "jobs.json"  # in the multirun's folder: its jobs
+
+
+def evaluation_dir(run: Path, split: str = "test", checkpoint: str = "best") -> Path:
+    """Where a run's evaluation lies: `evaluation/test`, `evaluation/test-untuned`."""
+    return run / "evaluation" / (split if checkpoint == "best" else f"{split}-{checkpoint}")

@@ -21,7 +21,7 @@ from instruct_lm.io.conf_files import flatten
 from instruct_lm.io.fetcher import Fetcher
 from instruct_lm.io.files import content_hash
 from instruct_lm.io.records import read_record
-from instruct_lm.io.run_files import CONFIG_FILE, JOBS, RESPONSES, SCORES, SUMMARY, UNTUNED
+from instruct_lm.io.run_files import CONFIG_FILE, JOBS, RESPONSES, SCORES, SUMMARY, UNTUNED, evaluation_dir
 from instruct_lm.io.sweep_files import unfinished_jobs
 
 METRICS = ("score", "exact_match", "chrf", "rouge_l")
@@ -130,7 +130,8 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
 
     Returns:
         The evaluations, in the order given, those of a folder by their job numbers, behind those of the untuned models
-        that a multirun's jobs hold; and the complete runs of such folders that are not evaluated yet.
+        that a multirun's jobs hold, unless one of these is given; and the complete runs of such folders that are not
+        evaluated yet.
 
     Raises:
         InputError: A path that holds no complete evaluation; a NotEvaluatedError names the run to evaluate.
@@ -154,9 +155,9 @@ def collect(arguments: Sequence[str]) -> tuple[list[Evaluation], list[Path]]:
             raise NotEvaluatedError(path, (runs or [path])[0])
         if name:
             raise InputError(f"{argument}: a folder's evaluations are named by their settings. Leave out {name}=.")
-        if (path / JOBS).is_file():
-            untuned = [folder for p in inside if (folder := _evaluation_folder(p / "evaluation" / f"test-{UNTUNED}"))]
-            chosen += [(folder, "", True) for folder in untuned if folder.resolve() not in given]
+        before = [evaluation_dir(p, checkpoint=UNTUNED) for p in inside] if (path / JOBS).is_file() else []
+        if given.isdisjoint(folder.resolve() for folder in before):
+            chosen += [(folder, "", True) for folder in before if _evaluation_folder(folder)]
         chosen += [(folder, "", False) for folder in found]
         waiting += runs
     if len({folder.resolve() for folder, _, _ in chosen}) < len(chosen):
@@ -213,7 +214,7 @@ def _job_order(path: Path) -> list[str | float]:
 
 def _evaluation_folder(path: Path) -> Path | None:
     """The folder itself if it holds an evaluation, or that of a run's test split."""
-    folders = (path / "evaluation" / "test", path)  # a run has a summary of its own, but no responses beside it
+    folders = (evaluation_dir(path), path)  # a run has a summary of its own, but no responses beside it
     return next((f for f in folders if (f / SUMMARY).is_file() and (f / RESPONSES).is_file()), None)
 
 

@@ -75,10 +75,7 @@ def summary(contrasts: Sequence[Contrast]) -> str:
         by = f"by {amounts[0]:.1f} to {amounts[-1]:.1f}{first.unit}"
         each = f"each {_at_most(max(contrast.p_value for contrast in found))}{first.adjusted}"
         return f"All {k} settings are {first.verdict} than {base}, {by}, {each}.{note}"
-    rest = f" For the other {len(others)}, no difference that {first.evidence} can show." if others else ""
-    if len(others) == 1:
-        size = f"{others[0].size}, {p_text(others[0].p_value)}"
-        rest = f" For {others[0].setting.name}, no difference that {first.evidence} can show: {size}."
+    rest = _undecided(others)
     if len(found) == 1:
         return found[0].sentence + rest
     told = "; ".join(f"{c.setting.name} is {c.verdict} by {c.amount}, {p_text(c.p_value)}" for c in found)
@@ -124,6 +121,16 @@ def _precisions(verb: str, known: Sequence[tuple[str, str | None]]) -> list[str]
     listed = {each: ", ".join([*names][:3]) + " …" * (len(names) > 3) for each, names in by_precision.items()}
     told = "; ".join(f"{names}: {precision}" for precision, names in listed.items())
     return [f"The settings were {verb} in different precisions, which alone can change a score ({told})."]
+
+
+def _undecided(others: Sequence[Contrast]) -> str:
+    """The end of a summary; the one that is left is named, with its size."""
+    if not others:
+        return ""
+    shown = f"no difference that {others[0].evidence} can show"
+    if len(others) > 1:
+        return f" For the other {len(others)}, {shown}."
+    return f" For {others[0].setting.name}, {shown}: {others[0].size}, {p_text(others[0].p_value)}."
 
 
 def _sized(contrast: Contrast) -> str:

@@ -66,9 +66,10 @@ def test_runs_are_held_against_the_untuned_model_that_they_started_from(
     evaluated: list[Path] = []
     told: list[tuple[Any, ...]] = []
 
-    def evaluate_run(run: Path, checkpoint: str) -> None:
+    def evaluate_run(run: Path, checkpoint: str) -> Path:
         assert checkpoint == "untuned"
         evaluated.append(run)
+        return run / "evaluation"
 
     monkeypatch.setattr(sweeps, "evaluate_run", evaluate_run)
     monkeypatch.setattr(report, "write_report", lambda *arguments: told.append(arguments))
@@ -76,7 +77,19 @@ def test_runs_are_held_against_the_untuned_model_that_they_started_from(
     assert len(evaluated) == len(set(evaluated)) == models
     ((runs, *files),) = told
     assert files == [folder / f"report.{suffix}" for suffix in ("html", "md", "svg")]
-    assert runs == [str(folder)]
+    assert runs == [*(str(run / "evaluation") for run in evaluated), str(folder)]
+
+
+def test_a_multirun_that_has_grown_keeps_the_evaluation_of_its_untuned_model(
+    command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, last = sorted(run for run in sweep(command).iterdir() if run.is_dir())
+    (last / "evaluation" / "test-untuned").mkdir(parents=True)
+    evaluated: list[Path] = []
+    monkeypatch.setattr(sweeps, "evaluate_run", lambda run, checkpoint: evaluated.append(run))
+    monkeypatch.setattr(report, "write_report", lambda *arguments: None)
+    sweeps.compare_runs(last.parent)
+    assert evaluated == [last]
 
 
 def test_a_failed_evaluation_says_how_to_go_on(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +105,7 @@ def test_other_processes_of_a_training_evaluate_nothing(command: Any, monkeypatc
     run = next(sweep(command).glob("0_*"))
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
-    sweeps.evaluate_run(run)
+    assert sweeps.evaluate_run(run) == run / "evaluation" / "test"
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])

@@ -197,6 +197,9 @@ def test_the_untuned_models_of_a_multirun_come_with_it(sweep):
     assert [setting.name for setting in compare(collect([str(sweep)])[0]).settings] == ["untuned", *trained]
     settings = compare(collect([str(sweep), f"before={untuned}"])[0]).settings  # once, as it is given
     assert [setting.name for setting in settings] == [*trained, "before"]
+    write_evaluation(sweep / "9_weight-0.0_seed-2" / "evaluation" / "test-untuned", answers(), SCORES)
+    settings = compare(collect([f"before={untuned}", str(sweep)])[0]).settings  # no other than the one given
+    assert [setting.name for setting in settings] == ["before", *trained]
 
 
 def test_runs_given_by_themselves_are_not_put_together(sweep):
